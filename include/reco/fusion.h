@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fusion: refines an embedding with what was retrieved for it (RECO, arXiv 2306.07196, section 3).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "reco/export.h"
+#include "reco/memory.h"
+#include "reco/types.h"
+
+namespace reco {
+
+/// The shape of a fusion. Both sides (image, text) have the same shape and weights of their own.
+///
+/// With q the query, p_i the partner embeddings of its k neighbours and s_i their similarities:
+///  - "transformer", the paper's layer: [q, p_1 .. p_k] plus learned positions through `layers` pre-norm encoder layers
+///    and a final LayerNorm; the query token, scaled to unit length, is the result. 3,159,040 parameters a side at
+///    dim 512 and k 10.
+///  - "mean", training-free: unit(q + weight * sum_i softmax(sharpness * s)_i p_i).
+///  - "gated", ours, starts at CLIP's own embedding and is trained from the best mean: unit(q + gate * m + c). The
+///    weights of m = sum_i a_i p_i and the gate come from small networks over similarities alone (of query and
+///    neighbour, neighbour and neighbour, query and partner), so they carry over to concepts never seen; c is what the
+///    encoder layers, over tokens scaled by sqrt(dim), change of the query, which is nothing at the start (no c with
+///    layers = 0).
+struct FusionConfig {
+  std::string method = "gated";  ///< "gated", "transformer" or "mean"
+  std::int64_t dim = 512;        ///< width of the embeddings, 1 to 65,536
+  std::int64_t k = 10;           ///< neighbours it is made for; "gated" and "mean" take any number
+  std::int64_t layers = 1;       ///< encoder layers, 0 to 4; "transformer" needs one
+  std::int64_t heads = 8;        ///< must divide dim
+  double mlp_ratio = 4.0;        ///< hidden width of the layer's MLP over dim
+  bool positions = true;         ///< learned rank positions ("transformer" only)
+  std::int64_t gate_width = 16;  ///< hidden units of the gate's networks ("gated" only)
+};
+
+/// Throws Error, naming the field, unless every field of the config is in range.
+RECO_API void validate(const FusionConfig& config);
+
+/// What a fusion made of n queries.
+struct FusionOutput {
+  Matrix embeddings;  ///< [n, dim] unit rows
+  Matrix attention;   ///< [n, k] weight of each neighbour (mean over heads for "transformer"); 0 where there is none
+  Matrix gate;        ///< [n, 1] how far the result moved towards the retrieved: 0 stays at CLIP
+};
+
+/// Weights of a training-free mean for one side.
+struct MeanWeights {
+  float weight = 1.0F;      ///< of the retrieved mean, against 1 for the query; >= 0
+  float sharpness = 10.0F;  ///< inverse temperature of the softmax over similarities; >= 0, 0 is a plain mean
+};
+
+/// Immutable, cheap to copy, thread safe.
+class RECO_API Fusion {
+ public:
+  /// An untrained fusion with weights drawn from `seed`; "gated" and "mean" start at CLIP (weight 0).
+  static Fusion create(const FusionConfig& config, std::uint64_t seed = 0);
+
+  /// A training-free mean; needs no file.
+  static Fusion mean(std::int64_t dim, const MeanWeights& image, const MeanWeights& text);
+
+  /// Reads a safetensors file that save() wrote. Throws Error naming file, tensor and shapes when it does not fit.
+  static Fusion load(const std::filesystem::path& file);
+
+  /// Writes one safetensors file, durably; its metadata holds config, encoder and provenance.
+  void save(const std::filesystem::path& file) const;
+
+  /// Refines n queries [n, dim] of unit length with their neighbours. Without neighbours a query comes back unchanged,
+  /// but for "transformer". Throws Error when shapes do not fit, or k is above the config's for "transformer".
+  FusionOutput fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const;
+
+  const FusionConfig& config() const;
+  std::int64_t parameters() const;        ///< number of weights of both sides
+  const std::string& encoder() const;     ///< fingerprint of the encoder it was trained with; "" fits any
+  const std::string& provenance() const;  ///< JSON object: how it was trained
+
+  struct Impl;  ///< internal
+  explicit Fusion(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+  const Impl& impl() const { return *impl_; }
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace reco

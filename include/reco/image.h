@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Images as CLIP wants them: decode JPEG, PNG and WebP; resize, crop and normalise exactly as PIL and the Hugging Face
+// CLIPImageProcessor (PIL back end) do.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "reco/export.h"
+
+namespace reco {
+
+/// An 8-bit RGB image, rows from the top, three interleaved channels: pixels.size() == 3 * width * height.
+struct Image {
+  int width = 0;
+  int height = 0;
+  std::vector<std::uint8_t> pixels;
+};
+
+/// Decodes a JPEG, PNG or WebP file held in memory to RGB, as PIL's `Image.open(...).convert("RGB")` does: alpha is
+/// dropped, palettes and gray are expanded, 16 bits become 8, CMYK is converted, EXIF orientation is ignored (as
+/// Hugging Face does), animations give their first frame.
+///
+/// `name` is used in error messages only. Throws Error for an unknown format, a truncated or corrupt file, and for more
+/// than `max_pixels` pixels, before they are allocated. As in PIL, damage that libjpeg can skip is no error. Thread
+/// safe.
+RECO_API Image decode_image(std::span<const std::byte> file, const std::string& name = "image",
+                            std::int64_t max_pixels = 178'956'970);
+
+/// decode_image() of a file on disk. Throws Error naming the file.
+RECO_API Image read_image(const std::filesystem::path& path);
+
+/// PIL's resampling filters by PIL's numbers, which preprocessor_config.json uses.
+enum class Resample { nearest = 0, lanczos = 1, bilinear = 2, bicubic = 3, box = 4, hamming = 5 };
+
+/// Resizes as PIL's `Image.resize` does (antialiased, 8-bit fixed point between the two passes): equal to the byte.
+/// Throws Error unless 1 <= width, height <= 65,535. Thread safe.
+RECO_API Image resize(const Image& image, int width, int height, Resample filter);
+
+/// What preprocessor_config.json says; the defaults are those of Hugging Face's CLIPImageProcessor.
+struct RECO_API Preprocess {
+  bool do_resize = true;
+  int shortest_edge = 224;  ///< the shorter side after resizing, if > 0; otherwise both sides are given:
+  int resize_width = 0;
+  int resize_height = 0;
+  Resample resample = Resample::bicubic;
+  bool do_center_crop = true;
+  int crop_width = 224;
+  int crop_height = 224;
+  bool do_rescale = true;
+  double rescale_factor = 1.0 / 255.0;
+  bool do_normalize = true;
+  std::array<float, 3> mean{0.48145466F, 0.4578275F, 0.40821073F};
+  std::array<float, 3> std{0.26862954F, 0.26130258F, 0.27577711F};
+
+  /// Reads preprocessor_config.json. Keys that are missing keep their defaults; `size` may be an integer,
+  /// {"shortest_edge": n} or {"height": h, "width": w}. Throws Error naming the file and the key.
+  static Preprocess load(const std::filesystem::path& file);
+
+  /// Width and height of what preprocess() makes of an image of this size. Throws Error unless both are in [1, 65,535].
+  std::array<int, 2> output_size(int width, int height) const;
+};
+
+/// Resizes, crops, rescales and normalises `image` into `out`, planar [3, height, width] float32 of output_size().
+/// An image smaller than the crop is put into the middle of zeros. Throws Error when `out` has another size. Thread
+/// safe.
+RECO_API void preprocess(const Image& image, const Preprocess& config, std::span<float> out);
+
+}  // namespace reco

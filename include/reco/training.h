@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training of a fusion: only the fusion learns, embeddings and memory stay as they are (RECO, arXiv 2306.07196).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "reco/export.h"
+#include "reco/fusion.h"
+#include "reco/memory.h"
+#include "reco/types.h"
+
+namespace reco {
+
+/// n image-text pairs to learn from.
+struct TrainingData {
+  Matrix images{};                       ///< [n, dim] unit rows
+  Matrix texts{};                        ///< [n, dim] unit rows
+  std::vector<std::string> keys{};       ///< a pair's own key in the memory is left out of its neighbours; may be empty
+  std::vector<std::int64_t> concepts{};  ///< pairs of one concept never meet in a batch; may be empty: all differ
+};
+
+struct TrainingConfig {
+  FusionConfig fusion{};
+  std::int64_t batch_size = 4096;  ///< pairs a step; at most one a concept
+  std::int64_t epochs = 10;        ///< one epoch shows each concept once, through one of its pairs
+  double learning_rate = 1e-3;     ///< peak; linear warm-up, cosine decay to zero
+  double layer_rate = 0.1;         ///< of it for the encoder layers of "gated", which memorise where the rest looks up
+  double warmup = 0.05;            ///< share of the steps that warm up
+  double weight_decay = 0.01;      ///< AdamW's, on matrices only
+  std::array<double, 3> loss{1.0, 1.0, 1.0};  ///< weights of NCE(v^, t^), NCE(v^, t), NCE(v, t^)
+  double logit_scale = 100.0;                 ///< factor on cosines in the loss: CLIP's own
+  bool learn_scale = false;                   ///< train that factor too
+  std::optional<float> max_similarity{};      ///< image neighbours more similar than this are near-duplicates: left out
+  double validation = 0.1;  ///< share of the concepts that is held out to choose the best epoch; 0: none
+  std::uint64_t seed = 0;
+  std::filesystem::path log{};         ///< CSV learning curve; empty: none
+  std::filesystem::path checkpoint{};  ///< safetensors file written each epoch; resumed from when it is there
+};
+
+/// Throws Error, naming the field, unless every field is in range.
+RECO_API void validate(const TrainingConfig& config);
+
+/// Trains a fusion on `data` with neighbours from `memory` (k = config.fusion.k); the encoder's fingerprint is the
+/// memory's. "mean" tunes its weights on the training concepts; "gated" starts from that mean. With validation, the
+/// epoch with the best held-out accuracy wins, the untrained start among them. Same seed, threads and machine: same
+/// weights, resumed or not. Throws Error for data that does not fit and for a loss that is not finite.
+RECO_API Fusion train(const TrainingData& data, const Memory& memory, const TrainingConfig& config,
+                      const Progress& progress = {});
+
+}  // namespace reco

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot evaluation: one encoder or another, the same prompts, records in CLIP_benchmark's shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reco._core import average_prompts, classify, harmonic_mean, prompts, retrieve
+
+__all__ = [
+    "Encoder",
+    "Record",
+    "classify",
+    "encode_classes",
+    "evaluate",
+    "harmonic_mean",
+    "retrieve",
+    "write_report",
+    "zero_shot",
+]
+
+Floats = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """What is evaluated: a Clip, a Model, or anything that encodes images and texts to unit rows."""
+
+    def encode_images(self, images: Any) -> Floats:
+        """Float32 [n, dim], unit rows."""
+        ...
+
+    def encode_texts(self, texts: Any) -> Floats:
+        """Float32 [n, dim], unit rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """One result, in CLIP_benchmark's shape."""
+
+    dataset: str
+    model: str
+    metrics: dict[str, float]
+    task: str = "zeroshot_classification"
+    seed: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in a report; what is in `extra` goes beside the other fields."""
+        out = asdict(self)
+        out |= out.pop("extra")
+        return out
+
+
+def encode_classes(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",)) -> Floats:
+    """Embed classes by their prompts; a class is the average over the templates, taken after refinement.
+
+    Returns
+    -------
+    float32 [classes, dim]
+        Unit rows.
+    """
+    embeddings = encoder.encode_texts(prompts(list(classnames), list(templates)))
+    return average_prompts(embeddings, len(templates))
+
+
+def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",)) -> ZeroShot:
+    """Make a classifier of images into named classes.
+
+    Examples
+    --------
+    >>> classifier = zero_shot(model, ["cat", "dog"], ["a photo of a {}"])  # doctest: +SKIP
+    >>> classifier.predict(["rex.jpg"])  # doctest: +SKIP
+    ['dog']
+    """
+    return ZeroShot(encoder, list(classnames), encode_classes(encoder, classnames, templates))
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A zero-shot classifier; made by zero_shot()."""
+
+    encoder: Encoder
+    classnames: list[str]
+    embeddings: Floats
+
+    def scores(self, images: Any) -> Floats:
+        """Cosine of each image (whatever the encoder takes) with each class: float32 [n, classes]."""
+        scores: Floats = self.encoder.encode_images(images) @ self.embeddings.T
+        return scores
+
+    def predict(self, images: Any) -> list[str]:
+        """The name of each image's best class."""
+        return [self.classnames[i] for i in self.scores(images).argmax(axis=1)]
+
+
+def evaluate(
+    encoder: Encoder,
+    images: Any,
+    labels: Sequence[int],
+    classnames: Sequence[str],
+    templates: Sequence[str] = ("{}",),
+    *,
+    dataset: str = "custom",
+    model: str = "reco",
+) -> Record:
+    """Zero-shot classification of labelled images: acc1, acc5 and mean_per_class_recall.
+
+    Parameters
+    ----------
+    encoder : Clip, Model or alike
+    images : list
+        Whatever the encoder takes.
+    labels : sequence of int
+        Right class of each image: its place in `classnames`.
+    classnames, templates : sequence of str
+        A template has {} where the name goes.
+    dataset, model : str
+        Names for the record.
+    """
+    classes = encode_classes(encoder, classnames, templates)
+    metrics, _ = classify(encoder.encode_images(images), classes, list(labels))
+    return Record(dataset, model, metrics)
+
+
+def write_report(records: Sequence[Record], path: str | Path) -> None:
+    """Write records as a JSON list."""
+    Path(path).write_text(json.dumps([record.as_dict() for record in records], indent=1) + "\n", "utf-8")

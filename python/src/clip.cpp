@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reco/clip.h"
+
+#include <algorithm>
+#include <cctype>
+#include <fstream>
+#include <iomanip>
+#include <sstream>
+
+#include "image_array.h"
+
+namespace reco::python {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kImages = "clip.encode_images";
+
+/// One item of the list that encode_images() got.
+struct Item {
+  enum class Kind { path, bytes, object } kind;
+  fs::path path;
+  py::object object;    // the bytes, or what becomes an array
+  bool native = false;  // the library decodes it; otherwise PIL does
+};
+
+bool is_path(const py::handle& x) { return py::isinstance<py::str>(x) || py::hasattr(x, "__fspath__"); }
+bool is_bytes(const py::handle& x) {
+  return PyBytes_Check(x.ptr()) || PyByteArray_Check(x.ptr()) || PyMemoryView_Check(x.ptr());
+}
+bool is_pil(const py::handle& x) { return py::hasattr(x, "convert") && py::hasattr(x, "getbands"); }
+
+bool is_one(const py::object& x) {
+  return is_path(x) || is_bytes(x) || is_pil(x) || (py::isinstance<py::array>(x) && py::array(x).ndim() != 4);
+}
+
+/// JPEG, PNG or WebP by its first bytes. Files that cannot be read count too: the library's error says why.
+bool is_native(std::string_view head) {
+  using namespace std::string_view_literals;
+  return head.empty() || head.starts_with("\xff\xd8\xff"sv) || head.starts_with("\x89PNG"sv) ||
+         (head.starts_with("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP"sv);
+}
+
+/// The usual suffixes are believed, which saves opening a million files twice.
+bool is_native(const fs::path& path) {
+  std::string suffix = path.extension().string();
+  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+  if (suffix == ".jpg" || suffix == ".jpeg" || suffix == ".png" || suffix == ".webp") return true;
+  std::string head(12, '\0');
+  std::ifstream file(path, std::ios::binary);
+  file.read(head.data(), 12);
+  head.resize(static_cast<std::size_t>(file.gcount()));
+  return is_native(std::string_view(head));
+}
+
+Item classify(const py::object& x) {
+  if (is_bytes(x)) {
+    const auto bytes = py::reinterpret_steal<py::bytes>(PyBytes_FromObject(x.ptr()));  // itself, if it is bytes
+    if (!bytes) throw py::error_already_set();
+    return {Item::Kind::bytes, {}, bytes, is_native(std::string_view(bytes))};
+  }
+  if (is_path(x)) {
+    auto path = x.cast<fs::path>();
+    const bool native = is_native(path);
+    return {Item::Kind::path, std::move(path), {}, native};
+  }
+  if (!is_pil(x) && !py::isinstance<py::array>(x)) {
+    throw py::type_error("encode_images takes paths, bytes, PIL images and uint8 arrays [height, width, 3], got " +
+                         py::str(py::type::of(x)).cast<std::string>());
+  }
+  return {Item::Kind::object, {}, x, false};
+}
+
+std::vector<Item> classify_all(const py::object& images) {
+  std::vector<Item> items;
+  if (is_one(images)) {
+    items.push_back(classify(images));
+  } else {
+    for (const py::handle& image : images) items.push_back(classify(py::reinterpret_borrow<py::object>(image)));
+  }
+  return items;
+}
+
+bool all_native(const std::vector<Item>& items, Item::Kind kind) {
+  return std::all_of(items.begin(), items.end(), [&](const Item& item) { return item.native && item.kind == kind; });
+}
+
+std::span<const std::byte> span_of(const py::object& bytes) {
+  char* data = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
+  return {reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
+}
+
+/// The pixels by way of PIL: of an image object, or of a file in a format that only PIL knows.
+Image through_pil(const Item& item, const std::string& name) {
+  try {
+    py::object image = item.object;
+    if (item.kind != Item::Kind::object) {
+      const py::object source =
+          item.kind == Item::Kind::path ? py::cast(item.path) : py::module_::import("io").attr("BytesIO")(item.object);
+      image = py::module_::import("PIL.Image").attr("open")(source);
+    }
+    const py::object rgb = image.attr("convert")("RGB");
+    return image_from_array(py::module_::import("numpy").attr("asarray")(rgb).cast<py::array>(), kImages);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    fail(kImages, "'", name, "' is neither JPEG, PNG nor WebP, and PIL cannot read it: ", error.what());
+  }
+}
+
+Image to_image(const Item& item, std::size_t index) {
+  const std::string name = item.kind == Item::Kind::path ? item.path.string() : "image " + std::to_string(index);
+  if (item.kind == Item::Kind::object && py::isinstance<py::array>(item.object)) {
+    try {
+      return image_from_array(item.object.cast<py::array>(), kImages);
+    } catch (const Error& error) {
+      fail(kImages, name, ": ", error.what());
+    }
+  }
+  if (!item.native) return through_pil(item, name);
+  const auto bytes = item.kind == Item::Kind::bytes ? span_of(item.object) : std::span<const std::byte>();
+  const py::gil_scoped_release release;
+  return item.kind == Item::Kind::path ? read_image(item.path) : decode_image(bytes, name);
+}
+
+/// What the library decodes goes to it as a whole; everything else becomes pixels, a few batches at a time.
+Matrix encode_mixed(const Clip& clip, const std::vector<Item>& items, const Progress& progress) {
+  constexpr std::size_t chunk = 512;
+  Matrix result(static_cast<Eigen::Index>(items.size()), clip.dim());
+  for (std::size_t first = 0; first < items.size(); first += chunk) {
+    const std::size_t n = std::min(chunk, items.size() - first);
+    std::vector<Image> images;
+    for (std::size_t i = first; i < first + n; ++i) images.push_back(to_image(items[i], i));
+    const auto offset = static_cast<std::int64_t>(first), total = static_cast<std::int64_t>(items.size());
+    const py::gil_scoped_release release;
+    result.middleRows(offset, static_cast<Eigen::Index>(n)) =
+        clip.encode_images(std::span<const Image>(images),
+                           [&](std::int64_t done, std::int64_t) { return progress(offset + done, total); });
+  }
+  return result;
+}
+
+py::array_t<float> encode_images(const Clip& clip, const py::object& images, std::optional<py::function> callback) {
+  const std::vector<Item> items = classify_all(images);
+  const Progress progress = interruptible(std::move(callback));
+  if (all_native(items, Item::Kind::path)) {
+    std::vector<fs::path> files;
+    for (const Item& item : items) files.push_back(item.path);
+    py::gil_scoped_release release;
+    Matrix result = clip.encode_images(files, progress);
+    py::gil_scoped_acquire acquire;
+    return to_numpy(std::move(result));
+  }
+  if (all_native(items, Item::Kind::bytes)) {
+    std::vector<std::span<const std::byte>> files;
+    for (const Item& item : items) files.push_back(span_of(item.object));
+    py::gil_scoped_release release;
+    Matrix result = clip.encode_images(files, progress);
+    py::gil_scoped_acquire acquire;
+    return to_numpy(std::move(result));
+  }
+  return to_numpy(encode_mixed(clip, items, progress));
+}
+
+py::array_t<float> encode_texts(const Clip& clip, const py::object& texts, std::optional<py::function> callback) {
+  std::vector<std::string> list;
+  const auto add = [&](const py::handle& text) {
+    if (!py::isinstance<py::str>(text)) {
+      throw py::type_error("encode_texts takes strings, got " + py::str(py::type::of(text)).cast<std::string>());
+    }
+    list.push_back(text.cast<std::string>());
+  };
+  if (py::isinstance<py::str>(texts)) {
+    add(texts);
+  } else {
+    for (const py::handle& text : texts) add(text);
+  }
+  const Progress progress = interruptible(std::move(callback));
+  py::gil_scoped_release release;
+  Matrix result = clip.encode_texts(list, progress);
+  py::gil_scoped_acquire acquire;
+  return to_numpy(std::move(result));
+}
+
+py::object info(const Clip& clip) { return py::module_::import("json").attr("loads")(clip.info()); }
+
+std::string describe(const Clip& clip) {
+  const py::object all = info(clip);
+  const auto tower = [&](const char* name) {
+    const py::object config = all[name];
+    return py::str("{} layers x {}").format(config["num_hidden_layers"], config["hidden_size"]).cast<std::string>();
+  };
+  std::ostringstream text;
+  text << "Clip(dim " << clip.dim() << ", images " << clip.image_size() << " px in patches of "
+       << py::str(all["vision_config"]["patch_size"]).cast<std::string>() << " through " << tower("vision_config")
+       << ", texts of " << clip.context_length() << " tokens through " << tower("text_config") << ", " << std::fixed
+       << std::setprecision(1) << static_cast<double>(clip.parameters()) / 1e6 << " M parameters, " << clip.dtype()
+       << " on " << clip.device() << ", fingerprint " << clip.fingerprint().substr(0, 8) << ")";
+  return text.str();
+}
+
+}  // namespace
+
+void init_clip(py::module_& m) {
+  py::class_<Clip>(m, "Clip", "A frozen CLIP model, opened with Clip.load(). Thread safe.")
+      .def_static(
+          "load",
+          [](const fs::path& path, const std::string& device, const std::string& dtype, std::int64_t batch_size) {
+            return Clip::load(path, {device, dtype, batch_size});
+          },
+          py::arg("path"), py::arg("device") = "cpu", py::arg("dtype") = "float32", py::arg("batch_size") = 64,
+          py::call_guard<py::gil_scoped_release>(), R"(Open a Hugging Face CLIP folder.
+
+Parameters
+----------
+path : str or Path
+    Folder with config.json, model.safetensors (or its sharded index), preprocessor_config.json and the tokenizer's files.
+device : str
+    "cpu", "cuda" or "cuda:N".
+dtype : str
+    "float32" or "bfloat16": the arithmetic of the towers; results are float32 either way.
+batch_size : int
+    Items that go through a tower at once.
+
+Raises
+------
+Error
+    When a file or a tensor is missing, damaged, or does not fit the config; names file, tensor and shapes.)")
+      .def("encode_images", &encode_images, py::arg("images"), py::arg("progress") = py::none(),
+           R"(Embed images.
+
+Parameters
+----------
+images : list, or one, of str, Path, bytes, PIL image, uint8 array [height, width, 3]; or a uint8 array [n, height, width, 3]
+    JPEG, PNG and WebP files are decoded by reco itself, on all threads; other formats by PIL, if it is installed.
+progress : callable, optional
+    Called after each batch with (images done, images in all); returning False stops with an Error.
+
+Returns
+-------
+float32 array [n, dim]
+    Unit rows, in the order given.
+
+Raises
+------
+Error
+    Naming the image that cannot be read.)")
+      .def("encode_texts", &encode_texts, py::arg("texts"), py::arg("progress") = py::none(), R"(Embed texts.
+
+Parameters
+----------
+texts : list of str, or one str
+    Longer ones than context_length tokens are cut.
+progress : callable, optional
+    Called after each batch with (texts done, texts in all); returning False stops with an Error.
+
+Returns
+-------
+float32 array [n, dim]
+    Unit rows, in the order given.)")
+      .def_property_readonly("dim", &Clip::dim, "Width of the shared space.")
+      .def_property_readonly("image_size", &Clip::image_size, "Input pixels a side.")
+      .def_property_readonly("context_length", &Clip::context_length, "Input tokens of the text tower.")
+      .def_property_readonly("parameters", &Clip::parameters, "Number of weights.")
+      .def_property_readonly("logit_scale", &Clip::logit_scale, "The factor on cosines before the softmax.")
+      .def_property_readonly("dtype", &Clip::dtype, "'float32' or 'bfloat16': the arithmetic of the towers.")
+      .def_property_readonly("device", &Clip::device)
+      .def_property_readonly("fingerprint", &Clip::fingerprint,
+                             "64 hex digits that name the model: equal ones give the same embeddings.")
+      .def_property_readonly("tokenizer", &Clip::tokenizer)
+      .def_property_readonly("preprocess", &Clip::preprocess)
+      .def("info", &info, "What was found in the folder, as a dict: sizes, activation, preprocessing, tokenizer, ...")
+      .def("__repr__", &describe);
+}
+
+}  // namespace reco::python

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "reco/error.h"
+#include "reco/fusion.h"
+
+namespace reco {
+
+inline nlohmann::json fusion_config_json(const FusionConfig& c) {
+  return {{"method", c.method},
+          {"dim", c.dim},
+          {"k", c.k},
+          {"layers", c.layers},
+          {"heads", c.heads},
+          {"mlp_ratio", c.mlp_ratio},
+          {"positions", c.positions},
+          {"gate_width", c.gate_width}};
+}
+
+/// Reads what fusion_config_json() wrote. Throws Error naming `where`.
+inline FusionConfig parse_fusion_config(const std::string& text, const std::string& where) {
+  FusionConfig c;
+  try {
+    const auto json = nlohmann::json::parse(text);
+    json.at("method").get_to(c.method);
+    json.at("dim").get_to(c.dim);
+    json.at("k").get_to(c.k);
+    json.at("layers").get_to(c.layers);
+    json.at("heads").get_to(c.heads);
+    json.at("mlp_ratio").get_to(c.mlp_ratio);
+    json.at("positions").get_to(c.positions);
+    json.at("gate_width").get_to(c.gate_width);
+  } catch (const nlohmann::json::exception& error) {
+    fail("fusion.load", "malformed config in ", where, ": ", error.what());
+  }
+  validate(c);
+  return c;
+}
+
+}  // namespace reco

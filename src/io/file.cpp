@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "reco/error.h"
+
+namespace reco::io {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void fail_system(const char* tag, const char* action, const fs::path& path, int code = errno) {
+  fail(tag, "cannot ", action, " '", path.string(), "': ", std::strerror(code));
+}
+
+/// An open file descriptor that closes itself.
+class Descriptor {
+ public:
+  Descriptor(const char* tag, const fs::path& path, int flags, const char* action = "open")
+      : value_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+    if (value_ < 0) fail_system(tag, action, path);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (value_ >= 0) ::close(value_);
+  }
+  int get() const { return value_; }
+  /// Closes now, since some file systems report failed writes only here.
+  bool close() { return ::close(std::exchange(value_, -1)) == 0; }
+
+ private:
+  int value_;
+};
+
+/// The size of an open regular file; Error for anything else (a folder, a pipe that would block).
+std::size_t regular_size(const Descriptor& file, const char* tag, const fs::path& path) {
+  struct stat info {};
+  if (::fstat(file.get(), &info) != 0) fail_system(tag, "examine", path);
+  check(S_ISREG(info.st_mode), tag, "'", path.string(), "' must be a regular file");
+  return static_cast<std::size_t>(info.st_size);
+}
+
+/// Reads until `text` is full or the file ends; returns the bytes read.
+std::size_t fill(const Descriptor& file, std::string& text, const char* tag, const fs::path& path) {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const auto count = ::read(file.get(), text.data() + done, text.size() - done);
+    if (count == 0) break;
+    if (count > 0) {
+      done += static_cast<std::size_t>(count);
+    } else if (errno != EINTR) {
+      fail_system(tag, "read", path);
+    }
+  }
+  return done;
+}
+
+void write_all(const Descriptor& file, std::span<const std::byte> data, const char* tag, const fs::path& path) {
+  constexpr std::size_t most = std::size_t{1} << 30;  // write() takes at most 2 GiB at once
+  while (!data.empty()) {
+    const auto count = ::write(file.get(), data.data(), std::min(data.size(), most));
+    if (count >= 0) {
+      data = data.subspan(static_cast<std::size_t>(count));
+    } else if (errno != EINTR) {
+      fail_system(tag, "write", path);
+    }
+  }
+}
+
+/// A name beside `path` that no other thread or process uses.
+fs::path temporary_name(const fs::path& path) {
+  static std::atomic<unsigned> counter{0};
+  fs::path name = path;
+  name += ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(counter++);
+  return name;
+}
+
+/// Removes the file unless told to keep it.
+struct Remover {
+  const fs::path& path;
+  bool armed = true;
+  ~Remover() {
+    if (armed) ::unlink(path.c_str());
+  }
+};
+
+}  // namespace
+
+std::string read_file(const fs::path& path, std::size_t max_bytes) {
+  constexpr const char* tag = "file.read_file";
+  const Descriptor file(tag, path, O_RDONLY | O_NONBLOCK);
+  const std::size_t size = regular_size(file, tag, path);
+  check(size <= max_bytes, tag, "'", path.string(), "' must be at most ", max_bytes, " bytes, found ", size);
+  std::string text(size, '\0');
+  text.resize(fill(file, text, tag, path));
+  return text;
+}
+
+MappedFile::MappedFile(const fs::path& path) {
+  constexpr const char* tag = "file.map";
+  const Descriptor file(tag, path, O_RDONLY | O_NONBLOCK);
+  const std::size_t size = regular_size(file, tag, path);
+  if (size == 0) return;
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.get(), 0);
+  if (data == MAP_FAILED) fail_system(tag, "map", path);
+  data_ = static_cast<const std::byte*>(data);
+  size_ = size;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void write_file_durably(const fs::path& path, std::span<const std::span<const std::byte>> parts) {
+  constexpr const char* tag = "file.write_file_durably";
+  const fs::path temporary = temporary_name(path);
+  Descriptor file(tag, temporary, O_WRONLY | O_CREAT | O_EXCL, "create");
+  Remover remover{temporary};
+  for (const auto part : parts) write_all(file, part, tag, path);
+  if (::fsync(file.get()) != 0) fail_system(tag, "sync", path);
+  if (!file.close()) fail_system(tag, "close", path);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) fail_system(tag, "rename the new file to", path);
+  remover.armed = false;
+  sync_folder(path.has_parent_path() ? path.parent_path() : fs::path("."));
+}
+
+void sync_folder(const fs::path& folder) {
+  constexpr const char* tag = "file.sync_folder";
+  const Descriptor descriptor(tag, folder, O_RDONLY | O_DIRECTORY, "open the folder");
+  // Some network file systems cannot sync a folder and say so with EINVAL; there is nothing more to do on them.
+  if (::fsync(descriptor.get()) != 0 && errno != EINVAL) fail_system(tag, "sync the folder", folder);
+}
+
+}  // namespace reco::io

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory_store.h"
+
+#include <algorithm>
+#include <set>
+#include <system_error>
+
+#include "io/file.h"
+#include "reco/error.h"
+
+namespace reco {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kDatabase = "memory.sqlite";
+constexpr const char* kLock = "memory.lock";
+constexpr const char* kHolder = "another writer has the memory open; one at a time may change it";
+
+void make_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) fail("memory.create", "cannot make the folder '", folder.string(), "': ", error.message());
+}
+
+/// True if nothing is there but what an interrupted create() left.
+bool unfinished(const fs::path& folder) {
+  static const std::set<std::string> ours{kLock, "memory.sqlite", "memory.sqlite-wal", "memory.sqlite-shm",
+                                          "memory.sqlite-journal"};
+  for (const fs::path& path : folder_entries(folder)) {
+    const bool side = path.filename() == kMemorySides[0] || path.filename() == kMemorySides[1];
+    std::error_code error;
+    const bool empty = side && fs::is_directory(path, error) && folder_entries(path).empty();
+    if (!empty && !ours.contains(path.filename().string())) return false;
+  }
+  return MemoryDatabase::unfinished(folder / kDatabase);
+}
+
+/// Without a slash at the end; stays right when the process moves to another folder.
+fs::path absolute_path(const fs::path& folder) {
+  std::error_code error;
+  const fs::path path = fs::absolute(folder / "", error);
+  return error ? folder : path.parent_path();
+}
+
+std::int64_t file_size(const fs::path& path) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  return error ? 0 : static_cast<std::int64_t>(size);
+}
+
+}  // namespace
+
+std::vector<fs::path> folder_entries(const fs::path& folder) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    found.push_back(entry->path());
+  }
+  if (error) fail("memory.open", "cannot list the folder '", folder.string(), "': ", error.message());
+  return found;
+}
+
+void MemoryStore::create(const fs::path& folder, std::int64_t dim, const std::string& encoder) {
+  constexpr const char* tag = "memory.create";
+  check(dim >= 1 && dim <= 65'536, tag, "dim must be from 1 to 65,536, got ", dim);
+  make_folder(folder);
+  check(unfinished(folder), tag, "the folder '", folder.string(), "' must be empty or not there yet");
+  const io::FileLock lock(folder / kLock, kHolder);
+  check(unfinished(folder), tag, "the folder '", folder.string(), "' was filled by another process");
+  for (const char* side : kMemorySides) make_folder(folder / side);
+  MemoryDatabase::create(folder / kDatabase, dim, encoder);
+  io::sync_folder(folder);
+  try {
+    io::sync_folder(absolute_path(folder).parent_path());
+  } catch (const Error&) {  // a folder that may be entered but not read cannot be synced; the memory itself is there
+  }
+}
+
+MemoryStore::MemoryStore(const fs::path& folder, bool read_only, const std::string& encoder)
+    : folder_(absolute_path(folder)), read_only_(read_only) {
+  constexpr const char* tag = "memory.open";
+  std::error_code error;
+  check(fs::exists(folder / kDatabase, error), tag, "'", folder.string(), "' is no memory: it has no ", kDatabase);
+  if (!read_only) lock_ = io::FileLock(folder / kLock, kHolder);
+  open_reader();
+  load();
+  const bool same = encoder.empty() || encoder_.empty() || encoder == encoder_;
+  check(same, tag, "'", folder.string(), "' must be of the encoder '", encoder, "', it is of '", encoder_, "'");
+  if (read_only) return;
+  writer_ = std::make_unique<MemoryDatabase>(folder / kDatabase, io::DatabaseMode::read_write);
+  sweep();
+}
+
+void MemoryStore::open_reader() {
+  const fs::path path = folder_ / kDatabase;
+  immutable_ = false;
+  try {
+    reader_ =
+        std::make_unique<MemoryDatabase>(path, read_only_ ? io::DatabaseMode::read_only : io::DatabaseMode::read_write);
+  } catch (const Error&) {
+    // Readers keep a file of shared memory beside the database. Where that is impossible nobody is writing either,
+    // unless there is a log.
+    if (!read_only_ || file_size(path.string() + "-wal") > 0) throw;
+    reader_ = std::make_unique<MemoryDatabase>(path, io::DatabaseMode::immutable);
+    immutable_ = true;
+  }
+}
+
+void MemoryStore::refresh() {
+  if (!read_only_) return;  // holds the lock: nobody else changes anything
+  const bool written = immutable_ && file_size((folder_ / kDatabase).string() + "-wal") > 0;
+  if (written) open_reader();
+  if (written || reader_->data_version() != version_) load();
+}
+
+void MemoryStore::load() {
+  const std::int64_t version = reader_->data_version();
+  io::Transaction transaction(reader_->connection(), io::Transaction::Kind::read);
+  const MemoryLists lists = reader_->lists(state_, last_shard_);
+  auto next = snapshot_ ? std::make_shared<MemorySnapshot>(*snapshot_) : std::make_shared<MemorySnapshot>();
+  next->dim = lists.state.dim;
+  for (const MemoryShard& shard : lists.shards) next->append(folder_, shard);
+  next->remove(lists.removed);
+  transaction.commit();
+  if (!snapshot_) {
+    dim_ = lists.state.dim;
+    encoder_ = lists.state.encoder;
+  }
+  if (!lists.shards.empty()) last_shard_ = lists.shards.back().number;
+  state_ = lists.state;
+  snapshot_ = std::move(next);
+  version_ = version;
+}
+
+MemoryDatabase& MemoryStore::reader(const char* tag) {
+  check(reader_ != nullptr, tag, "the memory '", folder_.string(), "' is closed");
+  return *reader_;
+}
+
+std::shared_ptr<const MemorySnapshot> MemoryStore::snapshot(const char* tag) {
+  const std::lock_guard lock(read_mutex_);
+  reader(tag);
+  refresh();
+  return snapshot_;
+}
+
+std::int64_t MemoryStore::find(const MemorySnapshot& snapshot, const std::string& key) {
+  const std::lock_guard lock(read_mutex_);
+  // The database may be ahead of the snapshot: what counts is which of the key's rows is live there.
+  for (const std::int64_t row : reader("memory.get").find_all(key)) {
+    if (snapshot.live(row)) return row;
+  }
+  return -1;
+}
+
+std::vector<std::int64_t> MemoryStore::find_all(std::span<const std::string> keys) {
+  const std::lock_guard lock(read_mutex_);
+  std::vector<std::int64_t> rows;
+  for (const std::string& key : keys) {
+    const auto found = reader("memory.search").find_all(key);
+    rows.insert(rows.end(), found.begin(), found.end());
+  }
+  std::sort(rows.begin(), rows.end());
+  return rows;
+}
+
+std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
+  constexpr const char* tag = "memory.read";
+  const std::lock_guard lock(read_mutex_);
+  MemoryDatabase& database = reader(tag);
+  std::vector<MemoryText> texts(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    check(rows[i] >= -1 && rows[i] < snapshot_->rows, tag, "rows must be from -1 to ", snapshot_->rows - 1, ", got ",
+          rows[i]);
+    if (rows[i] >= 0) texts[i] = database.text(rows[i]);
+  }
+  return texts;
+}
+
+std::int64_t MemoryStore::bytes() {
+  const std::lock_guard lock(read_mutex_);
+  const std::string name = (folder_ / kDatabase).string();
+  return 2 * reader("memory.info").connection().integer("SELECT coalesce(sum(bytes), 0) FROM shards") +
+         file_size(name) + file_size(name + "-wal");
+}
+
+std::int64_t MemoryStore::shards() {
+  const std::lock_guard lock(read_mutex_);
+  return state_.shards;
+}
+
+void MemoryStore::close() {
+  const std::scoped_lock lock(write_mutex_, read_mutex_);
+  writer_.reset();
+  reader_.reset();
+  snapshot_.reset();
+  lock_ = {};
+}
+
+bool MemoryStore::closed() {
+  const std::lock_guard lock(read_mutex_);
+  return reader_ == nullptr;
+}
+
+}  // namespace reco

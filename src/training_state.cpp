@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training_state.h"
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "fusion_json.h"
+#include "io/file.h"
+#include "io/safetensors.h"
+#include "reco/error.h"
+
+namespace reco::training {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kFormat = "reco.training/1";
+
+json curve_json(const std::vector<Record>& curve) {
+  json out = json::array();
+  for (const auto& r : curve) out.push_back({r.epoch, r.learning_rate, r.loss, r.validation});
+  return out;
+}
+
+void add(std::map<std::string, io::TensorView>& out, const std::string& group, const Parameters& parameters) {
+  for (const auto& [name, value] : parameters) {
+    const auto bytes = std::as_bytes(std::span(value.const_data_ptr<float>(), static_cast<std::size_t>(value.numel())));
+    out[group + name] = {"F32", value.sizes().vec(), bytes};
+  }
+}
+
+void read(const io::Safetensors& file, const std::string& group, Parameters& parameters) {
+  for (auto& [name, value] : parameters) {
+    const auto found = file.tensors().find(group + name);
+    check(found != file.tensors().end() && found->second.shape == value.sizes().vec(), "training.resume", "tensor '",
+          group + name, "' is missing or has another shape in ", file.path().string());
+    value = value.detach().clone();
+    to_float32(found->second, {value.mutable_data_ptr<float>(), static_cast<std::size_t>(value.numel())}, name);
+  }
+}
+
+void read_progress(State& state, const json& progress) {
+  state.epoch = progress.at("epoch");
+  state.step = progress.at("step");
+  state.best_epoch = progress.at("best_epoch");
+  state.best_validation = progress.at("best_validation");
+  state.curve.clear();
+  for (const auto& r : progress.at("curve")) state.curve.push_back({r.at(0), r.at(1), r.at(2), r.at(3)});
+}
+
+}  // namespace
+
+bool learns(const std::string& name) { return !name.ends_with(".mean") && !name.ends_with(".std"); }
+
+std::string identity(const TrainingConfig& c, std::int64_t rows, const std::string& encoder) {
+  const json out = {{"fusion", fusion_config_json(c.fusion)},
+                    {"batch_size", c.batch_size},
+                    {"epochs", c.epochs},
+                    {"learning_rate", c.learning_rate},
+                    {"layer_rate", c.layer_rate},
+                    {"warmup", c.warmup},
+                    {"weight_decay", c.weight_decay},
+                    {"loss", c.loss},
+                    {"logit_scale", c.logit_scale},
+                    {"learn_scale", c.learn_scale},
+                    {"max_similarity", c.max_similarity ? json(*c.max_similarity) : json()},
+                    {"validation", c.validation},
+                    {"seed", c.seed},
+                    {"rows", rows},
+                    {"encoder", encoder}};
+  return out.dump();
+}
+
+void save(const State& state, const std::filesystem::path& path, const std::string& identity) {
+  std::map<std::string, io::TensorView> tensors;
+  add(tensors, "weights.", state.parameters);
+  add(tensors, "first.", state.first);
+  add(tensors, "second.", state.second);
+  add(tensors, "best.", state.best);
+  const json progress = {{"epoch", state.epoch},
+                         {"step", state.step},
+                         {"best_epoch", state.best_epoch},
+                         {"best_validation", state.best_validation},
+                         {"curve", curve_json(state.curve)}};
+  io::write_safetensors(path, tensors, {{"format", kFormat}, {"run", identity}, {"progress", progress.dump()}});
+}
+
+void resume(State& state, const std::filesystem::path& path, const std::string& identity) {
+  const io::Safetensors file(path);
+  const auto& metadata = file.metadata();
+  check(metadata.contains("format") && metadata.at("format") == kFormat && metadata.contains("run"), "training.resume",
+        path.string(), " is no checkpoint of a training run");
+  check(metadata.at("run") == identity, "training.resume", "the checkpoint ", path.string(),
+        " belongs to another run: expected ", identity, ", found ", metadata.at("run"));
+  read(file, "weights.", state.parameters);
+  read(file, "first.", state.first);
+  read(file, "second.", state.second);
+  state.best = state.parameters;
+  read(file, "best.", state.best);
+  try {
+    read_progress(state, json::parse(metadata.at("progress")));
+  } catch (const std::exception& error) {
+    fail("training.resume", "malformed progress in ", path.string(), ": ", error.what());
+  }
+}
+
+void write_log(const State& state, const std::filesystem::path& path) {
+  std::ostringstream out;
+  out << "epoch,learning_rate,loss,validation_accuracy\n";
+  for (const auto& r : state.curve) {
+    out << r.epoch << ',' << r.learning_rate << ',' << r.loss << ',' << r.validation << '\n';
+  }
+  const auto text = out.str();
+  const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
+  io::write_file_durably(path, std::span(&bytes, 1));
+}
+
+}  // namespace reco::training

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The state of a training run: weights, AdamW's moments, the best epoch so far; saved and resumed.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "fusion_layer.h"
+#include "reco/training.h"
+
+namespace reco::training {
+
+struct Record {
+  std::int64_t epoch = 0;  ///< epochs done; 0 is the start
+  double learning_rate = 0;
+  double loss = 0;
+  double validation = 0;  ///< held-out accuracy
+};
+
+struct State {
+  Parameters parameters;     ///< trained weights and buffers
+  Parameters first, second;  ///< AdamW's moments of the trained ones
+  Parameters best;           ///< `parameters` of the best epoch
+  std::int64_t epoch = 0;    ///< epochs done
+  std::int64_t step = 0;     ///< steps done
+  std::int64_t best_epoch = 0;
+  double best_validation = -1;
+  std::vector<Record> curve;
+};
+
+/// Everything that must agree for a run to be resumed, as JSON text.
+std::string identity(const TrainingConfig& config, std::int64_t rows, const std::string& encoder);
+
+void save(const State& state, const std::filesystem::path& file, const std::string& identity);
+
+/// Throws Error when the file is damaged or belongs to another run (another identity or other shapes than `state` has).
+void resume(State& state, const std::filesystem::path& file, const std::string& identity);
+
+/// Writes the whole curve so far as CSV.
+void write_log(const State& state, const std::filesystem::path& file);
+
+/// The names of the weights that learn: all but the standardisation of features.
+bool learns(const std::string& name);
+
+}  // namespace reco::training

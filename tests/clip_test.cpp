@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reco/clip.h"
+
+#include <gtest/gtest.h>
+#include <png.h>
+
+#include <atomic>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "clip_config.h"
+#include "clip_reference.h"
+#include "io/safetensors.h"
+#include "reco/error.h"
+#include "reco/threads.h"
+
+namespace reco {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::Reference;
+using testing::Vec;
+using testing::Weights;
+
+constexpr int kEnd = 513;
+
+/// The 256 printable stand-ins of bytes that CLIP's vocabulary uses, in its order.
+std::vector<std::string> byte_symbols() {
+  const auto utf8 = [](int code) {
+    return code < 0x80 ? std::string(1, static_cast<char>(code))
+                       : std::string{static_cast<char>(0xc0 | code >> 6), static_cast<char>(0x80 | (code & 0x3f))};
+  };
+  const auto printable = [](int byte) { return (byte > 32 && byte < 127) || (byte > 160 && byte != 173); };
+  std::vector<std::string> symbols;
+  for (int byte = 0; byte < 256; ++byte) {
+    if (printable(byte)) symbols.push_back(utf8(byte));
+  }
+  for (int byte = 0, next = 256; byte < 256; ++byte) {
+    if (!printable(byte)) symbols.push_back(utf8(next++));
+  }
+  return symbols;
+}
+
+json tiny_config(const std::string& activation = "quick_gelu") {
+  return {{"model_type", "clip"},
+          {"projection_dim", 6},
+          {"text_config",
+           {{"vocab_size", 514},
+            {"hidden_size", 8},
+            {"intermediate_size", 20},
+            {"num_hidden_layers", 2},
+            {"num_attention_heads", 2},
+            {"max_position_embeddings", 12},
+            {"hidden_act", activation},
+            {"eos_token_id", kEnd}}},
+          {"vision_config",
+           {{"hidden_size", 12},
+            {"intermediate_size", 16},
+            {"num_hidden_layers", 3},
+            {"num_attention_heads", 3},
+            {"image_size", 9},  // one row and column that no patch covers
+            {"patch_size", 4},
+            {"hidden_act", activation}}}};
+}
+
+class ClipTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = fs::path(::testing::TempDir()) / (std::string("reco_clip_") + info->name());
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    write_tokenizer();
+    write("preprocessor_config.json", json{{"size", 9}, {"crop_size", 9}}.dump());
+    make_model(tiny_config());
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void write(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_ / name, std::ios::binary) << text;
+  }
+
+  void write_tokenizer() const {
+    json vocabulary = json::object();
+    int id = 0;
+    for (const char* suffix : {"", "</w>"}) {
+      for (const std::string& symbol : byte_symbols()) vocabulary[symbol + suffix] = id++;
+    }
+    vocabulary["<|startoftext|>"] = id++;
+    vocabulary["<|endoftext|>"] = id++;
+    write("vocab.json", vocabulary.dump());
+    write("merges.txt", "#version: 0.2\n");
+  }
+
+  void make_model(const json& config, unsigned seed = 1) {
+    config_ = config;
+    write("config.json", config.dump());
+    weights_.clear();
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    for (const auto& [name, shape] : ClipConfig::load(folder_ / "config.json").tensors()) {
+      std::int64_t count = 1;
+      for (const std::int64_t dim : shape) count *= dim;
+      auto& values = weights_[name];
+      values.resize(static_cast<std::size_t>(count));
+      const float scale = name.find("weight") != std::string::npos && shape.size() > 1 ? 0.5F : 1.0F;
+      for (float& value : values) value = scale * normal(random);
+    }
+    write_weights("model.safetensors", weights_);
+  }
+
+  void write_weights(const std::string& file, const Weights& weights) const {
+    const auto shapes = ClipConfig::load(folder_ / "config.json").tensors();
+    std::map<std::string, io::TensorView> views;
+    for (const auto& [name, values] : weights) {
+      const auto found = shapes.find(name);
+      std::vector<std::int64_t> shape{static_cast<std::int64_t>(values.size())};
+      if (found != shapes.end()) shape = found->second;
+      views[name] = {"F32", shape, std::as_bytes(std::span(values))};
+    }
+    io::write_safetensors(folder_ / file, views, {});
+  }
+
+  std::string load_error(const ClipOptions& options = {}) const {
+    try {
+      Clip::load(folder_, options);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  void expect_load_error(const std::string& part, const ClipOptions& options = {}) const {
+    const std::string message = load_error(options);
+    EXPECT_NE(message.find(part), std::string::npos) << "message: " << message;
+  }
+
+  fs::path folder_;
+  json config_;
+  Weights weights_;
+};
+
+Image random_image(unsigned seed, int width = 9, int height = 9) {
+  Image image{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(3 * width * height))};
+  std::mt19937 random(seed);
+  for (auto& value : image.pixels) value = static_cast<std::uint8_t>(random());
+  return image;
+}
+
+std::vector<std::byte> png_of(const Image& image) {
+  png_image header{};
+  header.version = PNG_IMAGE_VERSION;
+  header.width = static_cast<png_uint_32>(image.width), header.height = static_cast<png_uint_32>(image.height);
+  header.format = PNG_FORMAT_RGB;
+  png_alloc_size_t size = 0;
+  png_image_write_to_memory(&header, nullptr, &size, 0, image.pixels.data(), 0, nullptr);
+  std::vector<std::byte> file(size);
+  png_image_write_to_memory(&header, file.data(), &size, 0, image.pixels.data(), 0, nullptr);
+  return file;
+}
+
+double cosine(const Matrix& rows, Eigen::Index row, const Vec& expected) {
+  double sum = 0;
+  for (Eigen::Index i = 0; i < rows.cols(); ++i) sum += rows(row, i) * expected[static_cast<std::size_t>(i)];
+  return sum;
+}
+
+void expect_row(const Matrix& rows, Eigen::Index row, const Vec& expected) {
+  ASSERT_EQ(rows.cols(), static_cast<Eigen::Index>(expected.size()));
+  for (Eigen::Index i = 0; i < rows.cols(); ++i) EXPECT_NEAR(rows(row, i), expected[static_cast<std::size_t>(i)], 1e-5);
+}
+
+const std::vector<std::string> kTextList{"a", "tiny dogs", "", "cats", "a text that is much too long", "dog"};
+
+TEST_F(ClipTest, EqualsThePlainMaths) {
+  for (const char* activation : {"quick_gelu", "gelu", "gelu_new", "silu", "relu"}) {
+    make_model(tiny_config(activation));
+    const Clip clip = Clip::load(folder_, {.batch_size = 2});
+    const Reference reference(config_, weights_);
+    const std::vector<Image> images{random_image(1), random_image(2, 20, 13), random_image(3, 9, 31)};
+    const Matrix out = clip.encode_images(images);
+    for (int i = 0; i < 3; ++i) expect_row(out, i, reference.image(images[i], clip.preprocess()));
+    const Matrix texts = clip.encode_texts(kTextList);
+    for (std::size_t i = 0; i < kTextList.size(); ++i) {
+      const auto ids = clip.tokenizer().encode(kTextList[i], 12);
+      expect_row(texts, static_cast<Eigen::Index>(i), reference.text(ids, ids.size() - 1));
+    }
+  }
+}
+
+TEST_F(ClipTest, OneLayer) {
+  json config = tiny_config();
+  config["text_config"]["num_hidden_layers"] = config["vision_config"]["num_hidden_layers"] = 1;
+  make_model(config);
+  const Clip clip = Clip::load(folder_);
+  const std::vector<Image> images{random_image(1)};
+  expect_row(clip.encode_images(images), 0, Reference(config_, weights_).image(images[0], clip.preprocess()));
+}
+
+TEST_F(ClipTest, OldEndTokenMeansTheHighestId) {
+  json config = tiny_config();
+  config["text_config"]["eos_token_id"] = 2;
+  make_model(config);
+  const Clip clip = Clip::load(folder_);
+  const Matrix out = clip.encode_texts(std::vector<std::string>{"two words"});
+  const auto ids = clip.tokenizer().encode("two words", 12);
+  expect_row(out, 0, Reference(config_, weights_).text(ids, ids.size() - 1));
+}
+
+TEST_F(ClipTest, BrainFloatIsClose) {
+  const Clip clip = Clip::load(folder_, {.dtype = "bfloat16"});
+  EXPECT_EQ(clip.dtype(), "bfloat16");
+  const Reference reference(config_, weights_);
+  const std::vector<Image> images{random_image(1), random_image(2)};
+  const Matrix out = clip.encode_images(images);
+  for (int i = 0; i < 2; ++i) EXPECT_GT(cosine(out, i, reference.image(images[i], clip.preprocess())), 0.99);
+  EXPECT_NEAR(out.row(0).norm(), 1.0F, 1e-5F);
+}
+
+TEST_F(ClipTest, BatchesAndThreadsDoNotMatter) {
+  const Matrix whole = Clip::load(folder_).encode_texts(kTextList);
+  const int before = threads();
+  set_threads(1);
+  for (const std::int64_t batch : {1, 3}) {
+    const Clip clip = Clip::load(folder_, {.batch_size = batch});
+    EXPECT_LT((clip.encode_texts(kTextList) - whole).cwiseAbs().maxCoeff(), 1e-5F);
+  }
+  set_threads(before);
+}
+
+TEST_F(ClipTest, ImagesFromFilesBytesAndPixelsAreTheSame) {
+  const Clip clip = Clip::load(folder_, {.batch_size = 2});
+  std::vector<Image> images;
+  std::vector<fs::path> paths;
+  std::vector<std::vector<std::byte>> files;
+  for (unsigned i = 0; i < 5; ++i) {
+    images.push_back(random_image(i, 9 + static_cast<int>(i), 12));
+    files.push_back(png_of(images.back()));
+    paths.push_back(folder_ / (std::to_string(i) + ".png"));
+    write(paths.back().filename(), {reinterpret_cast<const char*>(files.back().data()), files.back().size()});
+  }
+  const std::vector<std::span<const std::byte>> spans(files.begin(), files.end());
+  const Matrix expected = clip.encode_images(images);
+  EXPECT_EQ(clip.encode_images(paths), expected);
+  EXPECT_EQ(clip.encode_images(spans), expected);
+}
+
+TEST_F(ClipTest, NothingInNothingOut) {
+  const Clip clip = Clip::load(folder_);
+  EXPECT_EQ(clip.encode_texts({}).rows(), 0);
+  EXPECT_EQ(clip.encode_images(std::span<const Image>()).rows(), 0);
+  EXPECT_EQ(clip.encode_images(std::span<const Image>()).cols(), 6);
+}
+
+TEST_F(ClipTest, ManyCallersAtOnce) {
+  const Clip clip = Clip::load(folder_);
+  const std::vector<Image> images{random_image(1), random_image(2)};
+  const Matrix expected = clip.encode_images(images), texts = clip.encode_texts(kTextList);
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      for (int j = 0; j < 5; ++j) {
+        if ((clip.encode_images(images) - expected).cwiseAbs().maxCoeff() > 1e-6F) ++wrong;
+        if ((clip.encode_texts(kTextList) - texts).cwiseAbs().maxCoeff() > 1e-6F) ++wrong;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(ClipTest, ProgressCountsAndStops) {
+  const Clip clip = Clip::load(folder_, {.batch_size = 2});
+  const std::vector<Image> images(5, random_image(1));
+  std::vector<std::int64_t> done;
+  clip.encode_images(images, [&](std::int64_t count, std::int64_t total) {
+    EXPECT_EQ(total, 5);
+    done.push_back(count);
+    return true;
+  });
+  EXPECT_EQ(done, (std::vector<std::int64_t>{2, 4, 5}));
+  for (const bool text : {false, true}) {
+    try {
+      const auto stop = [](std::int64_t count, std::int64_t) { return count < 4; };
+      text ? clip.encode_texts(kTextList, stop) : clip.encode_images(images, stop);
+      ADD_FAILURE() << "not stopped";
+    } catch (const Error& error) {
+      EXPECT_EQ(std::string(error.what()).rfind("[interrupted]", 0), 0U) << error.what();
+    }
+  }
+}
+
+TEST_F(ClipTest, UnreadableImagesAreNamed) {
+  const Clip clip = Clip::load(folder_, {.batch_size = 2});
+  const auto message = [&](const auto& images) -> std::string {
+    try {
+      clip.encode_images(images);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  write("good.png", {reinterpret_cast<const char*>(png_of(random_image(1)).data()), png_of(random_image(1)).size()});
+  write("bad.png", "no image");
+  std::vector<fs::path> paths(6, folder_ / "good.png");
+  EXPECT_EQ(message(paths), "");
+  paths[3] = folder_ / "bad.png", paths[5] = folder_ / "missing.png";
+  EXPECT_NE(message(paths).find("bad.png"), std::string::npos) << message(paths);
+  std::vector<Image> images(3, random_image(1));
+  images[1].pixels.pop_back();
+  EXPECT_NE(message(images).find("image 1"), std::string::npos) << message(images);
+}
+
+TEST_F(ClipTest, SaysWhatItIs) {
+  const Clip clip = Clip::load(folder_);
+  EXPECT_EQ(clip.dim(), 6);
+  EXPECT_EQ(clip.image_size(), 9);
+  EXPECT_EQ(clip.context_length(), 12);
+  EXPECT_FLOAT_EQ(clip.logit_scale(), std::exp(weights_["logit_scale"][0]));
+  std::int64_t parameters = 0;
+  for (const auto& [name, values] : weights_) parameters += static_cast<std::int64_t>(values.size());
+  EXPECT_EQ(clip.parameters(), parameters);
+  const json info = json::parse(clip.info());
+  EXPECT_EQ(info["fingerprint"], clip.fingerprint());
+  EXPECT_EQ(info["vision_config"]["num_hidden_layers"], 3);
+  EXPECT_EQ(info["weights_dtype"], "F32");
+}
+
+TEST_F(ClipTest, FingerprintNamesTheModel) {
+  const std::string first = Clip::load(folder_).fingerprint();
+  EXPECT_EQ(first.size(), 64U);
+  EXPECT_EQ(Clip::load(folder_, {.dtype = "bfloat16", .batch_size = 3}).fingerprint(), first);
+  std::set<std::string> seen{first};
+  weights_["text_projection.weight"][0] += 1.0F;
+  write_weights("model.safetensors", weights_);
+  EXPECT_TRUE(seen.insert(Clip::load(folder_).fingerprint()).second);
+  config_["vision_config"]["layer_norm_eps"] = 1e-6;
+  write("config.json", config_.dump());
+  EXPECT_TRUE(seen.insert(Clip::load(folder_).fingerprint()).second);
+  write("preprocessor_config.json", json{{"size", 9}, {"crop_size", 9}, {"resample", 2}}.dump());
+  EXPECT_TRUE(seen.insert(Clip::load(folder_).fingerprint()).second);
+}
+
+TEST_F(ClipTest, ShardsAreTheSameModel) {
+  const Clip whole = Clip::load(folder_);
+  fs::remove(folder_ / "model.safetensors");
+  Weights parts[2];
+  json map = json::object();
+  int i = 0;
+  for (const auto& [name, values] : weights_) {
+    map[name] = "part" + std::to_string(i % 2) + ".safetensors";
+    parts[i++ % 2][name] = values;
+  }
+  for (int part = 0; part < 2; ++part) write_weights("part" + std::to_string(part) + ".safetensors", parts[part]);
+  write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  const Clip sharded = Clip::load(folder_);
+  EXPECT_EQ(sharded.fingerprint(), whole.fingerprint());
+  EXPECT_EQ(sharded.encode_texts(kTextList), whole.encode_texts(kTextList));
+
+  map["logit_scale"] = "../part0.safetensors";
+  write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  expect_load_error("must lie in the same folder");
+  map["logit_scale"] = "part9.safetensors";
+  write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  expect_load_error("part9.safetensors");
+  write("model.safetensors.index.json", "[]");
+  expect_load_error("weight_map");
+}
+
+TEST_F(ClipTest, OtherTensorsAreIgnored) {
+  const std::string before = Clip::load(folder_).fingerprint();
+  Weights more = weights_;
+  more["text_model.embeddings.position_ids"] = {0, 1, 2};
+  write_weights("model.safetensors", more);
+  EXPECT_EQ(Clip::load(folder_).fingerprint(), before);
+}
+
+TEST_F(ClipTest, MissingAndMisshapenTensors) {
+  Weights less = weights_;
+  less.erase("visual_projection.weight");
+  less.erase("text_model.final_layer_norm.bias");
+  write_weights("model.safetensors", less);
+  expect_load_error("lacks 2 of");
+  expect_load_error("text_model.final_layer_norm.bias");
+  config_["projection_dim"] = 7;
+  write_weights("model.safetensors", weights_);
+  write("config.json", config_.dump());
+  expect_load_error("text_projection.weight: expected [7, 8], got [6, 8]");
+}
+
+TEST_F(ClipTest, TruncatedWeights) {
+  fs::resize_file(folder_ / "model.safetensors", fs::file_size(folder_ / "model.safetensors") - 1);
+  expect_load_error("model.safetensors");
+  fs::remove(folder_ / "model.safetensors");
+  expect_load_error("neither model.safetensors nor model.safetensors.index.json");
+}
+
+TEST_F(ClipTest, BadConfigs) {
+  const auto expect_error = [&](const std::function<void(json&)>& change, const std::string& part) {
+    json config = tiny_config();
+    change(config);
+    write("config.json", config.dump());
+    expect_load_error(part);
+  };
+  expect_error([](json& c) { c["model_type"] = "siglip"; }, "architecture 'siglip'");
+  expect_error([](json& c) { c["vision_config"]["model_type"] = "resnet"; }, "got 'resnet'");
+  expect_error([](json& c) { c["vision_config"]["hidden_size"] = -12; }, "vision_config.hidden_size");
+  expect_error([](json& c) { c["text_config"]["hidden_size"] = "wide"; }, "got \"wide\"");
+  expect_error([](json& c) { c["text_config"]["vocab_size"] = 1e30; }, "vocab_size");
+  expect_error([](json& c) { c["text_config"]["num_attention_heads"] = 3; }, "multiple of num_attention_heads");
+  expect_error([](json& c) { c["text_config"]["hidden_act"] = "sine"; }, "hidden_act 'sine'");
+  expect_error([](json& c) { c["vision_config"]["num_channels"] = 4; }, "num_channels must be 3");
+  expect_error([](json& c) { c["vision_config"]["patch_size"] = 10; }, "patch_size");
+  expect_error([](json& c) { c["vision_config"] = json::array(); }, "must be a JSON object");
+  expect_error([](json& c) { c["text_config"]["eos_token_id"] = 7; }, "eos_token_id 7");
+  expect_error([](json& c) { c["vision_config"]["image_size"] = 12; }, "image_size 12");
+  write("config.json", "{");
+  expect_load_error("config.json");
+  fs::remove(folder_ / "config.json");
+  expect_load_error("config.json");
+}
+
+TEST_F(ClipTest, DefaultsAndOldKeys) {
+  write("config.json", "{}");
+  const ClipConfig config = ClipConfig::load(folder_ / "config.json");
+  EXPECT_EQ(config.projection_dim, 512);
+  EXPECT_EQ(config.text.hidden_size, 512);
+  EXPECT_EQ(config.text.num_attention_heads, 8);
+  EXPECT_EQ(config.text.eos_token_id, 49407);
+  EXPECT_EQ(config.vision.hidden_size, 768);
+  EXPECT_EQ(config.vision.num_attention_heads, 12);
+  EXPECT_EQ(config.vision.grid(), 7);
+  EXPECT_EQ(config.tensors().size(), 398U);
+  write("config.json", R"({"text_config": {"hidden_size": 64, "vocab_size": 9},
+                           "text_config_dict": {"hidden_size": 256}, "vision_config_dict": null})");
+  const ClipConfig old = ClipConfig::load(folder_ / "config.json");
+  EXPECT_EQ(old.text.hidden_size, 256);
+  EXPECT_EQ(old.text.vocab_size, 49408);
+}
+
+TEST_F(ClipTest, BadOptions) {
+  expect_load_error("dtype must be", {.dtype = "int8"});
+  expect_load_error("device must be", {.device = "tpu"});
+  expect_load_error("device must be", {.device = "cuda:-1"});
+  expect_load_error("device 'cuda:999'", {.device = "cuda:999"});
+  expect_load_error("batch_size", {.batch_size = 0});
+}
+
+}  // namespace
+}  // namespace reco

@@ -1,0 +1,636 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reco/memory.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "io/file.h"
+#include "io/npy.h"
+#include "io/sqlite.h"
+#include "memory_kernel.h"
+#include "reco/error.h"
+#include "reco/threads.h"
+
+namespace fs = std::filesystem;
+using reco::Matrix;
+using reco::Memory;
+using reco::Modality;
+
+namespace {
+
+/// A folder that goes when the test ends.
+class Folder {
+ public:
+  Folder() : path_(fs::temp_directory_path() / ("reco-memory-" + std::to_string(::getpid()) + "-" + counter())) {
+    fs::create_directories(path_);
+  }
+  ~Folder() { fs::remove_all(path_); }
+  fs::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  static std::string counter() {
+    static int count = 0;
+    return std::to_string(count++);
+  }
+  fs::path path_;
+};
+
+Matrix random_rows(std::int64_t n, std::int64_t dim, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  return Matrix::NullaryExpr(n, dim, [&] { return normal(generator); });
+}
+
+std::vector<std::string> key_list(std::int64_t first, std::int64_t count) {
+  std::vector<std::string> keys;
+  for (std::int64_t i = first; i < first + count; ++i) keys.push_back("key " + std::to_string(i));
+  return keys;
+}
+
+void add_rows(Memory& memory, std::int64_t first, std::int64_t count) {
+  const auto seed = static_cast<unsigned>(first);
+  memory.add(random_rows(count, memory.dim(), 2 * seed), random_rows(count, memory.dim(), 2 * seed + 1),
+             {.keys = key_list(first, count), .captions = {}, .metadata = {}});
+}
+
+/// What an Error says; empty when nothing is thrown.
+template <typename Work>
+std::string error_of(const Work& work) {
+  try {
+    work();
+  } catch (const reco::Error& error) {
+    return error.what();
+  }
+  return {};
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
+
+std::vector<fs::path> files_in(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file()) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+/// The bits of a half-precision number by the definition, from double arithmetic.
+double half_value(reco::Half half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return (half & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+void put_byte(const fs::path& file, std::size_t place, char byte) {
+  std::fstream(file, std::ios::binary | std::ios::in | std::ios::out)
+      .seekp(static_cast<std::streamoff>(place))
+      .put(byte);
+}
+
+/// What a memory answers to everything a caller can ask.
+std::string everything(const Memory& memory) {
+  std::ostringstream out;
+  const auto rows = memory.rows();
+  const auto keys = memory.keys(rows), captions = memory.captions(rows), metadata = memory.metadata(rows);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    out << rows[i] << keys[i] << captions[i] << metadata[i] << memory.contains(keys[i]) << '\n';
+  }
+  const auto found = memory.search(random_rows(3, memory.dim(), 99), {.k = 4});
+  out << found.rows << found.scores << found.partners << memory.embeddings(rows, Modality::image);
+  out << memory.embeddings(rows, Modality::text) << memory.encoder() << memory.dim();
+  return out.str();
+}
+
+}  // namespace
+
+// --- kernels ---------------------------------------------------------------------------------------------------------
+
+TEST(MemoryKernel, WidensEveryFiniteHalf) {
+  std::vector<reco::Half> halves;
+  for (unsigned bits = 0; bits < 0x10000; ++bits) {
+    if ((bits >> 10 & 31) != 31) halves.push_back(static_cast<reco::Half>(bits));
+  }
+  for (const auto* kernel : reco::memory_kernels()) {
+    std::vector<float> floats(halves.size());
+    kernel->widen(halves.data(), static_cast<std::int64_t>(halves.size()), floats.data());
+    for (std::size_t i = 0; i < halves.size(); ++i) ASSERT_EQ(floats[i], half_value(halves[i])) << kernel->name;
+  }
+}
+
+TEST(MemoryKernel, NarrowsToTheNearestEvenHalf) {
+  std::vector<float> floats;
+  for (unsigned bits = 0; bits < 0x3c00; ++bits) {  // every half up to 1, the middles between, and their neighbours
+    const double low = half_value(static_cast<reco::Half>(bits)), high = half_value(static_cast<reco::Half>(bits + 1));
+    const auto middle = static_cast<float>((low + high) / 2);
+    for (const float value :
+         {static_cast<float>(low), middle, std::nextafter(middle, 0.0F), std::nextafter(middle, 2.0F)}) {
+      floats.insert(floats.end(), {value, -value});
+    }
+  }
+  for (const auto* kernel : reco::memory_kernels()) {
+    std::vector<reco::Half> halves(floats.size());
+    kernel->narrow(floats.data(), static_cast<std::int64_t>(floats.size()), halves.data());
+    for (std::size_t i = 0; i < floats.size(); ++i) {
+      const unsigned magnitude = halves[i] & 0x7fffU;
+      const double error = std::abs(half_value(halves[i]) - floats[i]);
+      for (const unsigned other : {magnitude - 1, magnitude + 1}) {
+        if (other > 0x7bffU) continue;
+        const double rival = std::abs(half_value(static_cast<reco::Half>(other | (halves[i] & 0x8000U))) - floats[i]);
+        ASSERT_TRUE(error < rival || (error == rival && magnitude % 2 == 0)) << kernel->name << ' ' << floats[i];
+      }
+      ASSERT_EQ(std::signbit(floats[i]), (halves[i] & 0x8000) != 0);
+    }
+  }
+}
+
+TEST(MemoryKernel, ScoresDoNotDependOnWhatIsComputedBeside) {
+  const std::int64_t dim = 96, n = 13, m = 21;
+  const Matrix queries = random_rows(n, dim, 1), rows = random_rows(m, dim, 2);
+  for (const auto* kernel : reco::memory_kernels()) {
+    std::vector<reco::Half> halves(static_cast<std::size_t>(m * dim));
+    kernel->narrow(rows.data(), m * dim, halves.data());
+    Matrix widened(m, dim), together(n, 24);
+    kernel->widen(halves.data(), m * dim, widened.data());
+    kernel->scores(queries.data(), n, widened.data(), m, dim, together.data(), 24);
+    for (std::int64_t i = 0; i < n; ++i) {
+      std::vector<float> alone(24), single(8);
+      kernel->scores_of_one(queries.row(i).data(), halves.data(), m, dim, alone.data());
+      for (std::int64_t j = 0; j < m; ++j) {
+        ASSERT_EQ(alone[j], together(i, j)) << kernel->name;
+        ASSERT_NEAR(alone[j], queries.row(i).dot(widened.row(j)), 1e-4) << kernel->name;
+        kernel->scores(queries.row(i).data(), 1, widened.row(j).data(), 1, dim, single.data(), 4);
+        ASSERT_EQ(single[0], together(i, j)) << kernel->name;
+      }
+    }
+  }
+}
+
+// --- npy -------------------------------------------------------------------------------------------------------------
+
+TEST(Npy, ReadsWhatItWrites) {
+  for (const auto& shape : std::vector<std::vector<std::int64_t>>{{}, {5}, {3, 4}, {0, 7}, {2, 3, 4}}) {
+    std::int64_t count = 1;
+    for (const auto size : shape) count *= size;
+    const std::string header = reco::io::npy_header("<f2", shape);
+    EXPECT_EQ(header.size() % 64, 0U);
+    const std::string file = header + std::string(static_cast<std::size_t>(2 * count), 'x');
+    const auto view = reco::io::read_npy(bytes_of(file), "test.npy");
+    EXPECT_EQ(view.dtype, "<f2");
+    EXPECT_EQ(view.shape, shape);
+    EXPECT_EQ(view.data.size(), static_cast<std::size_t>(2 * count));
+  }
+}
+
+TEST(Npy, ReadsVersion2AndAnyOrderOfKeys) {
+  const std::string dict = "{\"shape\": (2,), 'fortran_order': False , 'descr': '<f4'}\n";
+  const std::string file =
+      std::string("\x93NUMPY\2\0", 8) + static_cast<char>(dict.size()) + std::string(3, '\0') + dict + "12345678";
+  const auto view = reco::io::read_npy(bytes_of(file), "test.npy");
+  EXPECT_EQ(view.dtype, "<f4");
+  EXPECT_EQ(view.shape, std::vector<std::int64_t>{2});
+}
+
+TEST(Npy, RefusesHostileHeaders) {
+  const auto file = [](const std::string& dict, const std::string& data = "") {
+    return std::string("\x93NUMPY\1\0", 8) + static_cast<char>(dict.size()) + '\0' + dict + data;
+  };
+  const std::vector<std::string> files{
+      "",
+      "short",
+      std::string("\x93NUMPX\1\0\2\0{}", 12),
+      std::string("\x93NUMPY\3\0\2\0{}", 12),
+      std::string("\x93NUMPY\1\0\xff\xff{}", 12),
+      std::string("\x93NUMPY\2\0\xff\xff\xff\xff{}", 14),
+      file("{}"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 2)", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 2)} x", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': True, 'shape': (2, 2)}", "12345678"),
+      file("{'descr': '>f2', 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
+      file("{'descr': '|O', 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
+      file("{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (-2, 2)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 1)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (9223372036854775808, 2)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': 4}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), 'shape': (4,)}", "12345678"),
+      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), 'more': (4,)}", "12345678"),
+      file("{'descr': '<f2"),
+  };
+  for (const auto& bytes : files) {
+    EXPECT_TRUE(has(error_of([&] { reco::io::read_npy(bytes_of(bytes), "bad.npy"); }), "bad.npy")) << bytes;
+  }
+}
+
+// --- SQLite ----------------------------------------------------------------------------------------------------------
+
+TEST(Sqlite, ErrorsNameTheFile) {
+  const Folder folder;
+  const fs::path path = folder / "a %41?b#.db";
+  reco::io::Database database(path, reco::io::DatabaseMode::create);
+  EXPECT_TRUE(fs::exists(path));
+  EXPECT_TRUE(has(error_of([&] { database.execute("SELECT nothing"); }), path.string()));
+  EXPECT_TRUE(has(error_of([&] { database.integer("SELECT 1 WHERE 0"); }), path.string()));
+  const fs::path missing = folder / "missing.db";
+  EXPECT_TRUE(has(error_of([&] { reco::io::Database(missing, reco::io::DatabaseMode::read_only); }), missing.string()));
+}
+
+TEST(Sqlite, TransactionsRollBack) {
+  const Folder folder;
+  reco::io::Database database(folder / "test.db", reco::io::DatabaseMode::create);
+  database.execute("CREATE TABLE words (word TEXT UNIQUE)");
+  reco::io::Statement insert = database.prepare("INSERT INTO words VALUES (?)");
+  const std::string zero("a\0b", 3);
+  {
+    reco::io::Transaction transaction(database, reco::io::Transaction::Kind::write);
+    insert.bind(1, zero).run();
+  }
+  EXPECT_EQ(database.integer("SELECT count(*) FROM words"), 0);
+  insert.bind(1, zero).run();
+  EXPECT_EQ(database.text("SELECT word FROM words"), zero);
+  EXPECT_TRUE(has(error_of([&] { insert.bind(1, zero).run(); }), "UNIQUE"));
+  insert.bind(1, "other").run();
+  EXPECT_EQ(database.integer("SELECT count(*) FROM words"), 2);
+}
+
+// --- the memory ------------------------------------------------------------------------------------------------------
+
+TEST(Memory, KeepsWhatItIsGiven) {
+  const Folder folder;
+  {
+    Memory memory = Memory::create(folder / "m.reco", 8, "abc");
+    memory.add(Matrix::Identity(2, 8) * 3, Matrix::Identity(2, 8) * 1e-30F,
+               {.keys = {"a", "b"}, .captions = {"first", ""}, .metadata = {R"({"x": [1, "ü"]})", " {}"}});
+    EXPECT_EQ(memory.size(), 2);
+  }
+  const Memory memory = Memory::open(folder / "m.reco");
+  const auto row = memory.get("a");
+  EXPECT_EQ(row.caption, "first");
+  EXPECT_EQ(row.metadata, R"({"x": [1, "ü"]})");
+  EXPECT_EQ(row.image_embedding, Eigen::VectorXf::Unit(8, 0));
+  EXPECT_EQ(row.text_embedding, Eigen::VectorXf::Unit(8, 0));
+  EXPECT_TRUE(memory.contains("b"));
+  EXPECT_FALSE(memory.contains("c"));
+  EXPECT_EQ(memory.encoder(), "abc");
+  EXPECT_TRUE(has(error_of([&] { memory.get("c"); }), "'c'"));
+  const auto info = memory.info();
+  EXPECT_EQ(info.rows, 2);
+  EXPECT_EQ(info.shards, 1);
+  EXPECT_EQ(info.format, 1);
+  EXPECT_GT(info.bytes, 0);
+  EXPECT_TRUE(memory.verify().empty());
+}
+
+TEST(Memory, FindsInEitherSideWithPartners) {
+  const Folder folder;
+  Memory memory = Memory::create(folder / "m.reco", 20);
+  add_rows(memory, 0, 300);
+  add_rows(memory, 300, 1);
+  const auto rows = memory.rows();
+  const Matrix images = memory.embeddings(rows, Modality::image), texts = memory.embeddings(rows, Modality::text);
+  const Matrix queries = random_rows(7, 20, 5).rowwise().normalized();
+  for (const auto side : {Modality::image, Modality::text}) {
+    const Matrix& searched = side == Modality::image ? images : texts;
+    const Matrix& partners = side == Modality::image ? texts : images;
+    const auto found = memory.search(queries, {.k = 5, .modality = side});
+    for (Eigen::Index i = 0; i < 7; ++i) {
+      Eigen::VectorXf scores = searched * queries.row(i).transpose();
+      for (Eigen::Index j = 0; j < 5; ++j) {
+        Eigen::Index best;
+        const float score = scores.maxCoeff(&best);
+        EXPECT_EQ(found.rows(i, j), best);
+        EXPECT_NEAR(found.scores(i, j), score, 1e-6);
+        EXPECT_EQ(found.partners.row(i * 5 + j), partners.row(best));
+        scores[best] = -2;
+      }
+    }
+  }
+}
+
+TEST(Memory, EqualScoresComeInTheOrderOfAddingWhateverTheThreads) {
+  const Folder folder;
+  Memory memory = Memory::create(folder / "m.reco", 33);
+  const Matrix one = random_rows(1, 33, 1), other = random_rows(1, 33, 2);
+  Matrix rows(1000, 33);
+  for (Eigen::Index i = 0; i < 1000; ++i) rows.row(i) = i % 3 == 0 ? one : other;
+  memory.add(rows, rows, {.keys = key_list(0, 1000), .captions = {}, .metadata = {}});
+  const int before = reco::threads();
+  for (const int threads : {1, 2, 5}) {
+    reco::set_threads(threads);
+    for (const Eigen::Index n : {1, 2, 9}) {
+      const auto found = memory.search(one.replicate(n, 1), {.k = 400});
+      for (Eigen::Index j = 0; j < 334; ++j) ASSERT_EQ(found.rows(n - 1, j), 3 * j);
+      for (Eigen::Index j = 334; j < 400; ++j) ASSERT_EQ(found.rows(n - 1, j), (j - 334) / 2 * 3 + 1 + (j - 334) % 2);
+    }
+  }
+  reco::set_threads(before);
+}
+
+TEST(Memory, LeavesOutWhatIsExcluded) {
+  const Folder folder;
+  Memory memory = Memory::create(folder / "m.reco", 16);
+  add_rows(memory, 0, 50);
+  const Matrix images = memory.embeddings(memory.rows(), Modality::image);
+  const auto first = [&](const reco::SearchOptions& options) { return memory.search(images, options).rows; };
+  EXPECT_EQ(first({.k = 1})(7, 0), 7);
+  std::vector<std::vector<std::string>> own;
+  for (const auto& key : key_list(0, 50)) own.push_back({"unknown", key});
+  const auto others = first({.k = 50, .exclude_keys = own});
+  for (Eigen::Index i = 0; i < 50; ++i) {
+    EXPECT_FALSE((others.row(i).array() == i).any());
+    EXPECT_EQ(others(i, 49), -1);
+  }
+  const auto none = memory.search(images, {.k = 2, .exclude_keys = {key_list(0, 50)}});
+  EXPECT_TRUE((none.rows.array() == -1).all());
+  EXPECT_TRUE(none.scores.isZero(0) && none.partners.isZero(0));
+  EXPECT_EQ(first({.k = 50, .max_similarity = 0.99F}), others);
+}
+
+TEST(Memory, RemovedRowsStayAwayAndTheirKeysAreFree) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  {
+    Memory memory = Memory::create(path, 12);
+    add_rows(memory, 0, 100);
+    const auto found = memory.search(random_rows(1, 12, 3), {.k = 1});
+    const auto key = memory.keys(std::vector{found.rows(0, 0)});
+    memory.remove(key);
+    EXPECT_EQ(memory.size(), 99);
+    EXPECT_FALSE(memory.contains(key[0]));
+    EXPECT_EQ(memory.keys(std::vector{found.rows(0, 0)}), key);  // an earlier result keeps its words
+    EXPECT_TRUE(has(error_of([&] { memory.remove(key); }), key[0]));
+    EXPECT_TRUE(has(error_of([&] { memory.remove(std::vector<std::string>{"key 50", "nobody"}); }), "nobody"));
+    EXPECT_EQ(memory.size(), 99);
+    memory.add(Matrix::Ones(1, 12), Matrix::Ones(1, 12), {.keys = key, .captions = {"again"}, .metadata = {}});
+    EXPECT_EQ(memory.get(key[0]).caption, "again");
+    // Both rows that ever had the key are excluded by it.
+    const auto without = memory.search(random_rows(1, 12, 3), {.k = 101, .exclude_keys = {key}});
+    EXPECT_EQ((without.rows.array() >= 0).count(), 99);
+  }
+  const Memory memory = Memory::open(path, true);
+  EXPECT_EQ(memory.size(), 100);
+  EXPECT_EQ(memory.info().removed, 1);
+  EXPECT_EQ(memory.rows().size(), 100U);
+  EXPECT_TRUE(memory.verify().empty());
+}
+
+TEST(Memory, RefusesBadInputAndWritesNothing) {
+  const Folder folder;
+  Memory memory = Memory::create(folder / "m.reco", 4);
+  add_rows(memory, 0, 3);
+  const auto before = files_in(folder / "m.reco");
+  const auto add = [&](const Matrix& images, const Matrix& texts, const reco::RowInfo& info) {
+    return error_of([&] { memory.add(images, texts, info); });
+  };
+  const Matrix one = Matrix::Ones(1, 4);
+  Matrix bad = one;
+  EXPECT_TRUE(has(add(Matrix::Ones(1, 5), one, {{"a"}, {}, {}}), "must have 4 columns, got 5"));
+  EXPECT_TRUE(has(add(one, Matrix::Ones(2, 4), {{"a"}, {}, {}}), "pairs"));
+  EXPECT_TRUE(has(add(one, one, {{}, {}, {}}), "keys"));
+  EXPECT_TRUE(has(add(one, one, {{""}, {}, {}}), "keys"));
+  EXPECT_TRUE(has(add(one, one, {{"key 1"}, {}, {}}), "already"));
+  EXPECT_TRUE(has(add(Matrix::Ones(2, 4), Matrix::Ones(2, 4), {{"a", "a"}, {}, {}}), "twice"));
+  EXPECT_TRUE(has(add(one, one, {{"\xff"}, {}, {}}), "UTF-8"));
+  EXPECT_TRUE(has(add(one, one, {{"a"}, {"\xc3"}, {}}), "UTF-8"));
+  EXPECT_TRUE(has(add(one, one, {{"a"}, {"b", "c"}, {}}), "captions"));
+  for (const char* json : {"", "[]", "{", "{} {}", "null", "{'a': 1}"}) {
+    EXPECT_TRUE(has(add(one, one, {{"a"}, {}, {json}}), "JSON")) << json;
+  }
+  EXPECT_TRUE(has(add(one * 0, one, {{"a"}, {}, {}}), "zero"));
+  bad(0, 2) = std::nanf("");
+  EXPECT_TRUE(has(add(one, bad, {{"a"}, {}, {}}), "NaN, row 0"));
+  bad(0, 2) = INFINITY;
+  EXPECT_TRUE(has(add(one, bad, {{"a"}, {}, {}}), "finite, row 0"));
+  EXPECT_TRUE(has(error_of([&] { memory.search(Matrix::Ones(1, 3)); }), "must have 4 columns, got 3"));
+  EXPECT_TRUE(has(error_of([&] { memory.search(bad); }), "finite"));
+  EXPECT_TRUE(has(error_of([&] { memory.search(one, {.k = 0}); }), "k must"));
+  EXPECT_TRUE(has(error_of([&] { memory.search(one, {.k = 4097}); }), "k must"));
+  EXPECT_TRUE(has(error_of([&] { memory.search(one, {.exclude_keys = {{}, {}}}); }), "exclude_keys"));
+  EXPECT_TRUE(has(error_of([&] { memory.keys(std::vector<std::int64_t>{3}); }), "got 3"));
+  EXPECT_TRUE(has(error_of([&] { memory.embeddings(std::vector<std::int64_t>{-2}, Modality::text); }), "got -2"));
+  EXPECT_EQ(files_in(folder / "m.reco"), before);
+  EXPECT_EQ(memory.size(), 3);
+  memory.add(Matrix(0, 4), Matrix(0, 4), {});
+  EXPECT_EQ(memory.size(), 3);
+}
+
+TEST(Memory, CreateNeedsAnEmptyFolder) {
+  const Folder folder;
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "m", 0); }), "dim"));
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "m", 65'537); }), "dim"));
+  EXPECT_FALSE(fs::exists(folder / "m"));
+  std::ofstream(folder / "file") << "x";
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "file", 4); }), "file"));
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "", 4); }), "empty"));
+  EXPECT_EQ(files_in(folder / "").size(), 1U);
+  Memory::create(folder / "m", 4).close();
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "m", 4); }), "empty"));
+  // What a create() that was killed before its commit may leave.
+  fs::create_directories(folder / "killed/img_emb");
+  std::ofstream(folder / "killed/memory.lock");
+  std::ofstream(folder / "killed/memory.sqlite");
+  EXPECT_EQ(Memory::create(folder / "killed", 4).size(), 0);
+}
+
+TEST(Memory, OneWriterAtATime) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  Memory memory = Memory::create(path, 4, "one");
+  EXPECT_TRUE(has(error_of([&] { Memory::open(path); }), "another writer"));
+  Memory reader = Memory::open(path, true, "one");
+  EXPECT_EQ(error_of([&] { Memory::open(path, true, "two"); }).find("[memory.open]"), 0U);
+  EXPECT_TRUE(has(error_of([&] { Memory::open(path, true, "two"); }), "'two', it is of 'one'"));
+  add_rows(memory, 0, 2);
+  EXPECT_EQ(reader.size(), 2);
+  memory.remove(key_list(0, 1));
+  EXPECT_EQ(reader.search(Matrix::Ones(1, 4), {.k = 2}).rows(0, 1), -1);
+  EXPECT_TRUE(has(error_of([&] { add_rows(reader, 5, 1); }), "reading only"));
+  EXPECT_TRUE(has(error_of([&] { reader.remove(key_list(1, 1)); }), "reading only"));
+  Memory copy = memory;
+  memory.close();
+  EXPECT_TRUE(copy.closed());
+  EXPECT_TRUE(has(error_of([&] { copy.size(); }), "closed"));
+  EXPECT_TRUE(has(error_of([&] { add_rows(copy, 5, 1); }), "closed"));
+  EXPECT_TRUE(has(error_of([&] { copy.search(Matrix::Ones(1, 4)); }), "closed"));
+  EXPECT_TRUE(has(error_of([&] { copy.verify(); }), "closed"));
+  EXPECT_TRUE(has(error_of([&] { copy.info(); }), "closed"));
+  EXPECT_EQ(Memory::open(path).size(), 1);
+  EXPECT_TRUE(has(error_of([&] { Memory::open(folder / "nothing"); }), "no memory"));
+}
+
+TEST(Memory, ManySmallShardsAndLargeOnesTogether) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  {
+    Memory memory = Memory::create(path, 64);
+    for (std::int64_t i = 0; i < 120; ++i) add_rows(memory, i, 1);
+    add_rows(memory, 120, 5000);  // mapped
+    for (std::int64_t i = 5120; i < 5160; ++i) add_rows(memory, i, 1);
+    memory.remove(std::vector<std::string>{"key 3", "key 5000", "key 5130"});
+  }
+  const Memory memory = Memory::open(path);
+  EXPECT_EQ(memory.info().shards, 161);
+  EXPECT_EQ(memory.size(), 5157);
+  for (const std::int64_t row : {0, 119, 120, 5119, 5159}) {
+    const auto found =
+        memory.search(memory.embeddings(std::vector{row}, Modality::text), {.k = 1, .modality = Modality::text});
+    EXPECT_EQ(found.rows(0, 0), row);
+  }
+  EXPECT_TRUE(memory.verify().empty());
+}
+
+TEST(Memory, AWriterSweepsWhatAKilledOneLeft) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  {
+    Memory memory = Memory::create(path, 4);
+    add_rows(memory, 0, 2);
+  }
+  const auto before = files_in(path);
+  for (const char* name : {"img_emb/img_emb_00001.npy", "text_emb/text_emb_00001.npy.tmp-1-2"}) {
+    std::ofstream(path / name) << "half";
+  }
+  std::ofstream(path / "img_emb/notes.txt") << "mine";
+  EXPECT_TRUE(Memory::open(path, true).verify().empty());
+  Memory memory = Memory::open(path);
+  add_rows(memory, 2, 2);
+  EXPECT_TRUE(memory.verify().empty());
+  memory.close();
+  EXPECT_EQ(files_in(path).size(), before.size() + 3);
+  EXPECT_TRUE(fs::exists(path / "img_emb/notes.txt"));
+  EXPECT_FALSE(fs::exists(path / "text_emb/text_emb_00001.npy.tmp-1-2"));
+}
+
+TEST(Memory, AnyFlippedByteIsNoticedOrHarmless) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  std::string expected;
+  {
+    Memory memory = Memory::create(path, 3, "encoder");
+    memory.add(random_rows(3, 3, 1), random_rows(3, 3, 2),
+               {.keys = {"a", "b", "c"}, .captions = {"x", "y", "z"}, .metadata = {R"({"n":1})", "{}", "{}"}});
+    memory.add(random_rows(1, 3, 3), random_rows(1, 3, 4), {.keys = {"d"}, .captions = {}, .metadata = {}});
+    memory.remove(std::vector<std::string>{"b"});
+    expected = everything(memory);
+  }
+  std::int64_t open_errors = 0, faults = 0, unchanged = 0;
+  for (const auto& file : files_in(path)) {
+    const std::string intact = reco::io::read_file(file);
+    const std::size_t step = file.extension() == ".sqlite" ? 11 : 1;
+    for (std::size_t i = 0; i < intact.size(); i += step) {
+      put_byte(file, i, static_cast<char>(intact[i] ^ (1 << (i % 8))));
+      try {
+        const Memory memory = Memory::open(path, true);
+        if (!memory.verify().empty()) {
+          ++faults;
+          error_of([&] { everything(memory); });
+        } else {
+          ASSERT_EQ(everything(memory), expected) << file << ' ' << i;
+          ++unchanged;
+        }
+      } catch (const reco::Error&) {
+        ++open_errors;
+      }
+      put_byte(file, i, intact[i]);
+      for (const char* beside : {"memory.sqlite-wal", "memory.sqlite-shm"}) fs::remove(path / beside);
+    }
+  }
+  EXPECT_GT(open_errors, 0);
+  EXPECT_GT(faults, 0);
+  EXPECT_GT(unchanged, 0);  // unused parts of pages
+  std::cout << open_errors << " errors, " << faults << " faults, " << unchanged << " unchanged\n";
+  EXPECT_EQ(everything(Memory::open(path, true)), expected);
+}
+
+TEST(Memory, TruncatedAndMissingFilesAreNamed) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  {
+    Memory memory = Memory::create(path, 3);
+    add_rows(memory, 0, 5);
+  }
+  for (const auto& file : files_in(path)) {
+    if (file.filename() == "memory.lock") continue;
+    const std::string intact = reco::io::read_file(file);
+    for (const std::size_t size : {std::size_t{0}, std::size_t{1}, intact.size() / 2, intact.size() - 1}) {
+      std::ofstream(file, std::ios::binary) << intact.substr(0, size);
+      // SQLite reads a last page that is cut short as if zeros followed: no harm where they did.
+      const bool harmless = file.extension() == ".sqlite" && size == intact.size() - 1;
+      const std::string error = error_of([&] { Memory::open(path, true); });
+      EXPECT_TRUE(has(error, file.string()) || (harmless && error.empty())) << file << ' ' << size << error;
+    }
+    fs::remove(file);
+    EXPECT_FALSE(error_of([&] { Memory::open(path, true); }).empty());
+    std::ofstream(file, std::ios::binary) << intact;
+  }
+  EXPECT_EQ(Memory::open(path).size(), 5);
+}
+
+TEST(Memory, RefusesOtherDatabasesAndNewerFormats) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  Memory::create(path, 3).close();
+  const auto change = [&](const char* sql) {
+    reco::io::Database(path / "memory.sqlite", reco::io::DatabaseMode::read_write).execute(sql);
+    return error_of([&] { Memory::open(path, true); });
+  };
+  EXPECT_TRUE(has(change("PRAGMA user_version = 2"), "format 2"));
+  EXPECT_TRUE(has(change("PRAGMA user_version = 0"), "format 0"));
+  EXPECT_TRUE(has(change("PRAGMA user_version = 1; CREATE TABLE more (x)"), "tables"));
+  EXPECT_EQ(change("DROP TABLE more"), "");
+  EXPECT_TRUE(has(change("UPDATE meta SET value = '4' WHERE name = 'dim'"), "meta"));
+  EXPECT_TRUE(has(change("PRAGMA application_id = 5"), "no memory's"));
+}
+
+TEST(Memory, SearchesRunBesideChanges) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  Memory memory = Memory::create(path, 16);
+  add_rows(memory, 0, 200);
+  const Memory reader = Memory::open(path, true);
+  std::atomic<bool> done{false};
+  std::atomic<int> bad{0}, searches{0};
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      const Memory& mine = t % 2 == 0 ? memory : reader;
+      const Matrix queries = random_rows(4, 16, t);
+      while (!done) {
+        const auto rows = mine.rows();
+        const auto found = mine.search(queries, {.k = 10, .exclude_keys = {{"key 0"}}});
+        const auto keys = mine.keys({found.rows.data(), 40});
+        // At least 150 rows are always live, no search finds a half-written one, the excluded one or a row twice.
+        const std::set<std::string> different(keys.begin(), keys.begin() + 10);
+        const bool fine = rows.size() >= 150 && different.size() == 10 && !different.contains("key 0") &&
+                          !different.contains("") && (found.partners.rowwise().norm().array() > 0.99F).all();
+        bad += fine ? 0 : 1;
+        ++searches;
+      }
+    });
+  }
+  for (std::int64_t i = 0; i < 60; ++i) {
+    add_rows(memory, 200 + 3 * i, 3);
+    memory.remove(key_list(i % 2 == 0 ? i / 2 : 200 + 3 * i, 1));
+  }
+  done = true;
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(bad, 0);
+  EXPECT_GT(searches, 8);
+  EXPECT_EQ(memory.size(), 320);
+  EXPECT_EQ(reader.size(), 320);
+  EXPECT_TRUE(memory.verify().empty());
+}

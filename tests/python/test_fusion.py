@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fusion's maths against plain PyTorch, its file, its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import reco
+
+N, K, DIM, HEADS = 7, 5, 32, 4
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    queries = unit(torch.randn(N, DIM, generator=generator))
+    partners = unit(torch.randn(N, K, DIM, generator=generator))
+    scores = torch.rand(N, K, generator=generator).sort(descending=True).values
+    return queries, partners, scores
+
+
+def randomised(config: reco.FusionConfig, path: Path) -> tuple[reco.Fusion, dict[str, Tensor]]:
+    """A fusion whose every weight is random, also those that start at zero; written by the safetensors package."""
+    reco.Fusion.create(config).save(path)
+    generator = torch.Generator().manual_seed(5)
+    weights = {
+        k: v + 0.3 * torch.rand(v.shape, generator=generator) - (0 if k.endswith(".std") else 0.15)
+        for k, v in load_file(path).items()
+    }
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(weights, path, metadata)
+    return reco.Fusion.load(path), weights
+
+
+def reference_encoder(weights: dict[str, Tensor], config: reco.FusionConfig, q: Tensor, p: Tensor) -> Tensor:
+    """PyTorch's own encoder layers over [query, partners]; the query token."""
+    d = config.dim
+    layers = []
+    for i in range(config.layers):
+        layer = nn.TransformerEncoderLayer(
+            d, config.heads, int(d * config.mlp_ratio), 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        prefix = f"layers.{i}."
+        layer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        layers.append(layer.eval())
+    x = torch.cat([q[:, None], p], 1)
+    if "positions" in weights:
+        x = x + weights["positions"][: x.shape[1]]
+    for layer in layers:
+        x = layer(x)
+    return x[:, 0]
+
+
+def mlp(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    x = (x - weights[f"{name}.mean"]) / weights[f"{name}.std"]
+    hidden = nn.functional.gelu(x @ weights[f"{name}.linear1.weight"].T + weights[f"{name}.linear1.bias"])
+    return hidden @ weights[f"{name}.linear2.weight"].T + weights[f"{name}.linear2.bias"]
+
+
+def reference_gated(weights: dict[str, Tensor], config: reco.FusionConfig, q: Tensor, p: Tensor, s: Tensor) -> Tensor:
+    plain = torch.softmax(s * weights["sharpness"], -1)
+    mean = torch.einsum("nk,nkd->nd", plain, p)
+    features = [s, s - s[:, :1], torch.einsum("nkd,nd->nk", p, q), torch.einsum("nkd,nd->nk", p, mean)]
+    logits = s * weights["sharpness"] + mlp(weights, "neighbor", torch.stack(features, -1))[..., 0]
+    a = torch.softmax(logits, -1)
+    m = torch.einsum("nk,nkd->nd", a, p)
+    length = m.norm(dim=-1)
+    entropy = -(a * torch.log(a + 1e-9)).sum(-1)
+    state = torch.stack([s[:, 0], (a * s).sum(-1), length, (m * q).sum(-1) / length, entropy], -1)
+    gate = weights["weight"] * torch.exp(mlp(weights, "gate", state).clamp(-4, 4))
+    scale = config.dim**0.5
+    correction = reference_encoder(weights, config, q * scale, p * scale) / scale - q if config.layers else 0.0
+    return unit(q + gate * m + correction)
+
+
+def side(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_transformer_equals_pytorch(tmp_path: Path, batch: Any, layers: int, positions: bool, modality: Any) -> None:
+    config = reco.FusionConfig(method="transformer", dim=DIM, k=K, layers=layers, heads=HEADS, positions=positions)
+    fusion, weights = randomised(config, tmp_path / "f.safetensors")
+    q, p, s = batch
+    got = fusion.fuse(modality, q.numpy(), s.numpy(), p.numpy())["embeddings"]
+    own = side(weights, modality)
+    token = reference_encoder(own, config, q, p)
+    want = unit(nn.functional.layer_norm(token, (DIM,), own["norm.weight"], own["norm.bias"]))
+    np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_gated_equals_pytorch(tmp_path: Path, batch: Any, layers: int, modality: Any) -> None:
+    config = reco.FusionConfig(method="gated", dim=DIM, k=K, layers=layers, heads=HEADS)
+    fusion, weights = randomised(config, tmp_path / "f.safetensors")
+    q, p, s = batch
+    got = fusion.fuse(modality, q.numpy(), s.numpy(), p.numpy())["embeddings"]
+    want = reference_gated(side(weights, modality), config, q, p, s)
+    np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
+
+
+def test_mean_equals_numpy(batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion = reco.Fusion.mean(DIM, image_weight=0.7, image_sharpness=9.0)
+    weights = np.exp(9.0 * s) / np.exp(9.0 * s).sum(1, keepdims=True)
+    want = q + 0.7 * np.einsum("nk,nkd->nd", weights, p)
+    result = fusion.fuse("image", q, s, p)
+    np.testing.assert_allclose(result["embeddings"], want / np.linalg.norm(want, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(result["attention"], weights, atol=1e-6)
+
+
+def test_paper_size() -> None:
+    """3.16 M parameters a module at d = 512 (arXiv 2306.07196)."""
+    assert reco.Fusion.create(reco.FusionConfig(method="transformer", dim=512, k=10)).parameters == 2 * 3_159_040
+
+
+@pytest.mark.parametrize("method", ["gated", "mean"])
+def test_untrained_is_clip(batch: Any, method: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion = reco.Fusion.create(reco.FusionConfig(method=method, dim=DIM, heads=HEADS))
+    np.testing.assert_allclose(fusion.fuse("text", q, s, p)["embeddings"], q, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gated", "transformer", "mean"])
+def test_absent_neighbors_do_not_count(tmp_path: Path, batch: Any, method: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    config = reco.FusionConfig(method=method, dim=DIM, k=K, heads=HEADS)
+    fusion, _ = randomised(config, tmp_path / "f.safetensors")
+    rows = np.tile(np.arange(K), (N, 1))
+    rows[:, 3:] = -1
+    s[:, 3:] = 0
+    first = fusion.fuse("image", q, s, p, rows)["embeddings"]
+    p[:, 3:] = 9.0
+    np.testing.assert_allclose(first, fusion.fuse("image", q, s, p, rows)["embeddings"], atol=1e-6)
+    np.testing.assert_allclose(first, fusion.fuse("image", q, s[:, :3], p[:, :3])["embeddings"], atol=1e-5)
+    if method != "transformer":
+        alone = fusion.fuse("image", q, s, p, np.full((N, K), -1))["embeddings"]
+        np.testing.assert_allclose(alone, q, atol=1e-6)
+
+
+def test_save_and_load(tmp_path: Path, batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion, _ = randomised(reco.FusionConfig(dim=DIM, heads=HEADS), tmp_path / "a.safetensors")
+    fusion.save(tmp_path / "b.safetensors")
+    again = reco.Fusion.load(tmp_path / "b.safetensors")
+    assert again.config.method == "gated" and again.parameters == fusion.parameters
+    np.testing.assert_array_equal(fusion.fuse("text", q, s, p)["embeddings"], again.fuse("text", q, s, p)["embeddings"])
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    reco.Fusion.create(reco.FusionConfig(dim=DIM, heads=HEADS)).save(path)
+    whole = path.read_bytes()
+    for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(reco.Error, match="f.safetensors"):
+            reco.Fusion.load(path)
+    path.write_bytes(whole)
+    weights = load_file(path)
+    save_file(weights, path)
+    with pytest.raises(reco.Error, match="is no fusion"):
+        reco.Fusion.load(path)
+
+
+def test_errors(batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion = reco.Fusion.create(reco.FusionConfig(method="transformer", dim=DIM, k=3, heads=HEADS))
+    with pytest.raises(reco.Error, match=r"\[fusion.fuse\] made for at most 3 neighbours, got 5"):
+        fusion.fuse("image", q, s, p)
+    with pytest.raises(reco.Error, match=r"queries must have 32 columns, got 16"):
+        fusion.fuse("image", q[:, :16], s, p)
+    with pytest.raises(reco.Error, match="heads must be a divisor of dim, got 5"):
+        reco.FusionConfig(dim=32, heads=5)
+    with pytest.raises(reco.Error, match="method must be"):
+        reco.FusionConfig(method="magic")  # type: ignore[arg-type]

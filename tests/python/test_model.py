@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model, command line, C++ example and README snippets on the tiny CLIP and a few real icons."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import reco
+from reco.cli import main
+from reco.datasets import Sample, read_samples
+from reco.embedding import Embeddings, embed
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "examples/icons/clip"
+DATA = ROOT / "examples/icons/data"
+
+
+@pytest.fixture(scope="module")
+def clip() -> reco.Clip:
+    return reco.Clip.load(CLIP)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Drawings by several hands of the first concepts of the first memory shard, and their queries."""
+    drawn = list(read_samples(sorted(DATA.glob("memory-*"))[0]))
+    concepts = list(dict.fromkeys(s.metadata["concept"] for s in drawn))[:20]
+    return [s for s in drawn if s.metadata["concept"] in concepts]
+
+
+@pytest.fixture(scope="module")
+def pairs(clip: reco.Clip, samples: list[Sample]) -> Embeddings:
+    return embed(clip, samples, progress=False)
+
+
+@pytest.fixture
+def memory(tmp_path: Path, clip: reco.Clip, pairs: Embeddings) -> reco.Memory:
+    memory = reco.Memory.create(tmp_path / "icons.reco", dim=clip.dim, encoder=clip.fingerprint)
+    memory.add(pairs.images, pairs.texts, pairs.keys, pairs.captions, pairs.metadata)
+    return memory
+
+
+def test_model_is_search_and_fusion(clip: reco.Clip, memory: reco.Memory, pairs: Embeddings) -> None:
+    fusion = reco.Fusion.create(reco.FusionConfig(method="transformer", dim=clip.dim, k=4), seed=2)
+    model = reco.Model(clip, memory, fusion, k=4)
+    for side, queries, refine in (
+        ("image", pairs.images, model.refine_images),
+        ("text", pairs.texts, model.refine_texts),
+    ):
+        found = memory.search(queries, k=4, modality=side)
+        want = fusion.fuse(side, queries, found.scores, found.partners, found.rows)["embeddings"]
+        np.testing.assert_allclose(refine(queries), want, atol=1e-6)
+    assert "pairs" in repr(model)
+
+
+def test_exclude_own_keys(clip: reco.Clip, memory: reco.Memory, pairs: Embeddings) -> None:
+    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=3)
+    own = model.refine_images(pairs.images)
+    without = model.refine_images(pairs.images, exclude_keys=[[key] for key in pairs.keys])
+    assert np.abs(own - without).max() > 1e-3
+
+
+def test_explain(clip: reco.Clip, memory: reco.Memory, samples: list[Sample]) -> None:
+    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=5)
+    found = model.explain(samples[3].image)
+    assert found.keys[0] == samples[3].key
+    assert sum(found.attention) == pytest.approx(1, abs=1e-5)
+    assert samples[3].key in repr(found)
+    text = model.explain(text=samples[3].caption)
+    assert text.modality == "text" and text.captions[0] == samples[3].caption
+    with pytest.raises(reco.Error, match="an image or a text"):
+        model.explain()
+
+
+def test_fingerprints_must_fit(tmp_path: Path, clip: reco.Clip) -> None:
+    other = reco.Memory.create(tmp_path / "other", dim=clip.dim, encoder="f00")
+    with pytest.raises(reco.Error, match="the memory was made with encoder f00"):
+        reco.Model(clip, other, reco.Fusion.mean(clip.dim))
+    with pytest.raises(reco.Error, match=f"CLIP has dim {clip.dim}, the memory {clip.dim}, the fusion 8"):
+        reco.Model(clip, reco.Memory.create(tmp_path / "m", dim=clip.dim), reco.Fusion.mean(8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, samples: list[Sample]) -> Path:
+    """A user's folder: images with captions beside them, and a corrupt file for whoever asks."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for sample in samples[:30]:
+        (folder / f"{sample.key}.webp").write_bytes(sample.image)
+        (folder / f"{sample.key}.txt").write_text(sample.caption)
+    return folder
+
+
+def run(*arguments: Any) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_command_line(tmp_path: Path, folder: Path, samples: list[Sample]) -> None:
+    memory, fusion = tmp_path / "m.reco", tmp_path / "f.safetensors"
+    run("memory", "create", memory, "--model", CLIP)
+    added = json.loads(run("memory", "add", memory, folder, "--model", CLIP, "--json", "--quiet"))
+    assert added == {"added": 30, "rows": 30}
+    assert run("memory", "verify", memory).strip() == "ok"
+    assert json.loads(run("memory", "info", memory, "--json"))["rows"] == 30
+    trained = run(
+        "train",
+        folder,
+        "--model",
+        CLIP,
+        "--memory",
+        memory,
+        "--out",
+        fusion,
+        "--epochs",
+        2,
+        "--validation",
+        0,
+        "--quiet",
+    )
+    assert "best_epoch" in trained
+    assert json.loads(run("info", fusion, "--json"))["method"] == "gated"
+    assert json.loads(run("info", CLIP, "--json"))["kind"] == "clip"
+    image = folder / f"{samples[0].key}.webp"
+    assert samples[0].key in run("search", image, "--model", CLIP, "--memory", memory)
+    assert samples[0].caption in run("search", samples[0].caption, "--model", CLIP, "--memory", memory)
+    explained = run("explain", image, "--model", CLIP, "--memory", memory, "--fusion", fusion, "--json")
+    assert json.loads(explained)["neighbors"][0]["key"] == samples[0].key
+    records = json.loads(run("eval", folder, "--model", CLIP, "--memory", memory, "--json", "--quiet"))
+    assert [r["model"] for r in records] == ["clip", "reco"]
+    assert records[1]["metrics"]["acc1"] >= records[0]["metrics"]["acc1"]
+    run("embed", folder, "--model", CLIP, "--out", tmp_path / "e.npz", "--quiet")
+    assert np.load(tmp_path / "e.npz")["images"].shape[0] == 30
+    run("memory", "remove", memory, samples[0].key)
+    assert json.loads(run("memory", "info", memory, "--json"))["rows"] == 29
+
+
+def test_command_line_errors_are_one_line(tmp_path: Path, folder: Path) -> None:
+    memory = tmp_path / "m.reco"
+    run("memory", "create", memory, "--model", CLIP)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing follows")
+    for arguments in (
+        ("memory", "add", memory, folder, "--model", CLIP, "--quiet"),
+        ("memory", "add", memory, tmp_path / "absent", "--model", CLIP, "--quiet"),
+        ("info", tmp_path / "absent"),
+        ("search", "cat", "--model", tmp_path, "--memory", memory),
+    ):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == 1
+        assert re.fullmatch(r"Error: \[[a-z_.]+\] .+\n", result.output), result.output
+    assert json.loads(run("memory", "info", memory, "--json"))["rows"] == 0  # nothing was written
+
+
+def test_damaged_shard_names_itself(tmp_path: Path) -> None:
+    shard = tmp_path / "x.tar"
+    whole = sorted(DATA.glob("queries-*"))[0].read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(reco.Error, match="x.tar is damaged"):
+        list(read_samples(shard))
+
+
+def test_captions_csv(tmp_path: Path, samples: list[Sample]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/one.webp").write_bytes(samples[0].image)
+    (tmp_path / "captions.csv").write_text('file,caption\na/one.webp,"a ""quoted"", name"\n')
+    [sample] = read_samples(tmp_path)
+    assert (sample.key, sample.caption) == ("a/one", 'a "quoted", name')
+
+
+def test_cpp_example(tmp_path: Path, clip: reco.Clip, memory: reco.Memory, samples: list[Sample]) -> None:
+    program = ROOT / "build/release/examples/cpp/zero_shot"
+    if not program.exists():
+        pytest.skip("the C++ examples are not built")
+    reco.Fusion.mean(clip.dim, 4, 10, 4, 10).save(tmp_path / "f.safetensors")
+    image = tmp_path / "query.webp"
+    image.write_bytes(samples[0].image)
+    names = list(dict.fromkeys(s.caption for s in samples))
+    command = [program, CLIP, tmp_path / "icons.reco", tmp_path / "f.safetensors", image, *names]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == samples[0].caption
+    failed = subprocess.run([program, CLIP, tmp_path, tmp_path / "f.safetensors", image, "x"], capture_output=True)
+    assert failed.returncode == 1 and failed.stderr.startswith(b"[memory.open]")
+
+
+def test_readme_snippet(tmp_path: Path, memory: reco.Memory, samples: list[Sample]) -> None:
+    """The README's Python snippet runs as it stands, in a folder that has what it names."""
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert snippet
+    (tmp_path / "clip").symlink_to(CLIP)
+    (tmp_path / "known.webp").write_bytes(samples[0].image)
+    (tmp_path / "query.webp").write_bytes(samples[1].image)
+    result = subprocess.run(
+        [sys.executable, "-c", snippet[1]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_readme_cpp_snippet_is_the_example() -> None:
+    """What the README shows is what is compiled and run above."""
+    snippet = re.search(r"```cpp\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert snippet
+    example = (ROOT / "examples/cpp/zero_shot.cpp").read_text("utf-8")
+    lines = [line.strip() for line in snippet[1].splitlines() if line.strip()]
+    assert len(lines) >= 6
+    assert [line for line in lines if line not in example] == []
