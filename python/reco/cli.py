@@ -200,8 +200,8 @@ def concept_numbers(pairs: Embeddings) -> list[int]:
 @click.option("--max-similarity", type=float, help="Image neighbours above it are near-duplicates, left out.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of concepts held out.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--log", type=FILE, default="", help="CSV learning curve.")
-@click.option("--checkpoint", type=FILE, default="", help="File to write to and to resume from.")
+@click.option("--log", type=FILE, help="CSV learning curve.")
+@click.option("--checkpoint", type=FILE, help="File to write to and to resume from.")
 @json_option
 @quiet_option
 def train(
@@ -225,7 +225,8 @@ def train(
 
     clip = reco.Clip.load(model)
     shape = reco.FusionConfig(method=method, dim=clip.dim, k=k, layers=layers, heads=heads)
-    config = reco.TrainingConfig(fusion=shape, logit_scale=clip.logit_scale, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = reco.TrainingConfig(fusion=shape, logit_scale=clip.logit_scale, **given)
     pairs = embed_samples(clip, read_samples(*sources), progress=not quiet)
     with reco.Memory.open(memory_path, read_only=True, encoder=clip.fingerprint) as store:
         fusion = train_on(pairs, store, config, concepts=concept_numbers(pairs), progress=not quiet)
