@@ -34,8 +34,11 @@ const std::string& entry(const io::Safetensors& file, const std::string& key) {
 
 std::string text(const std::vector<std::int64_t>& shape) {
   std::string out;
-  for (const auto size : shape) out += (out.empty() ? "[" : ", ") + std::to_string(size);
-  return out.empty() ? "[]" : out + "]";
+  for (const auto size : shape) {
+    out += out.empty() ? "" : ", ";
+    out += std::to_string(size);
+  }
+  return "[" + out + "]";
 }
 
 at::Tensor read_tensor(const io::Safetensors& file, const std::string& name, const std::vector<std::int64_t>& shape) {

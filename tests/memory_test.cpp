@@ -7,17 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <fstream>
-#include <map>
 #include <random>
 #include <set>
 #include <thread>
 
 #include "io/file.h"
-#include "io/npy.h"
 #include "io/sqlite.h"
-#include "memory_kernel.h"
 #include "reco/error.h"
 #include "reco/threads.h"
 
@@ -76,8 +72,6 @@ std::string error_of(const Work& work) {
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
 std::vector<fs::path> files_in(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
@@ -85,13 +79,6 @@ std::vector<fs::path> files_in(const fs::path& folder) {
   }
   std::sort(files.begin(), files.end());
   return files;
-}
-
-/// The bits of a half-precision number by the definition, from double arithmetic.
-double half_value(reco::Half half) {
-  const int exponent = half >> 10 & 31, fraction = half & 1023;
-  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
-  return (half & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
 void put_byte(const fs::path& file, std::size_t place, char byte) {
@@ -115,159 +102,6 @@ std::string everything(const Memory& memory) {
 }
 
 }  // namespace
-
-// --- kernels ---------------------------------------------------------------------------------------------------------
-
-TEST(MemoryKernel, WidensEveryFiniteHalf) {
-  std::vector<reco::Half> halves;
-  for (unsigned bits = 0; bits < 0x10000; ++bits) {
-    if ((bits >> 10 & 31) != 31) halves.push_back(static_cast<reco::Half>(bits));
-  }
-  for (const auto* kernel : reco::memory_kernels()) {
-    std::vector<float> floats(halves.size());
-    kernel->widen(halves.data(), static_cast<std::int64_t>(halves.size()), floats.data());
-    for (std::size_t i = 0; i < halves.size(); ++i) ASSERT_EQ(floats[i], half_value(halves[i])) << kernel->name;
-  }
-}
-
-TEST(MemoryKernel, NarrowsToTheNearestEvenHalf) {
-  std::vector<float> floats;
-  for (unsigned bits = 0; bits < 0x3c00; ++bits) {  // every half up to 1, the middles between, and their neighbours
-    const double low = half_value(static_cast<reco::Half>(bits)), high = half_value(static_cast<reco::Half>(bits + 1));
-    const auto middle = static_cast<float>((low + high) / 2);
-    for (const float value :
-         {static_cast<float>(low), middle, std::nextafter(middle, 0.0F), std::nextafter(middle, 2.0F)}) {
-      floats.insert(floats.end(), {value, -value});
-    }
-  }
-  for (const auto* kernel : reco::memory_kernels()) {
-    std::vector<reco::Half> halves(floats.size());
-    kernel->narrow(floats.data(), static_cast<std::int64_t>(floats.size()), halves.data());
-    for (std::size_t i = 0; i < floats.size(); ++i) {
-      const unsigned magnitude = halves[i] & 0x7fffU;
-      const double error = std::abs(half_value(halves[i]) - floats[i]);
-      for (const unsigned other : {magnitude - 1, magnitude + 1}) {
-        if (other > 0x7bffU) continue;
-        const double rival = std::abs(half_value(static_cast<reco::Half>(other | (halves[i] & 0x8000U))) - floats[i]);
-        ASSERT_TRUE(error < rival || (error == rival && magnitude % 2 == 0)) << kernel->name << ' ' << floats[i];
-      }
-      ASSERT_EQ(std::signbit(floats[i]), (halves[i] & 0x8000) != 0);
-    }
-  }
-}
-
-TEST(MemoryKernel, ScoresDoNotDependOnWhatIsComputedBeside) {
-  const std::int64_t dim = 96, n = 13, m = 21;
-  const Matrix queries = random_rows(n, dim, 1), rows = random_rows(m, dim, 2);
-  for (const auto* kernel : reco::memory_kernels()) {
-    std::vector<reco::Half> halves(static_cast<std::size_t>(m * dim));
-    kernel->narrow(rows.data(), m * dim, halves.data());
-    Matrix widened(m, dim), together(n, 24);
-    kernel->widen(halves.data(), m * dim, widened.data());
-    kernel->scores(queries.data(), n, widened.data(), m, dim, together.data(), 24);
-    for (std::int64_t i = 0; i < n; ++i) {
-      std::vector<float> alone(24), single(8);
-      kernel->scores_of_one(queries.row(i).data(), halves.data(), m, dim, alone.data());
-      for (std::int64_t j = 0; j < m; ++j) {
-        ASSERT_EQ(alone[j], together(i, j)) << kernel->name;
-        ASSERT_NEAR(alone[j], queries.row(i).dot(widened.row(j)), 1e-4) << kernel->name;
-        kernel->scores(queries.row(i).data(), 1, widened.row(j).data(), 1, dim, single.data(), 4);
-        ASSERT_EQ(single[0], together(i, j)) << kernel->name;
-      }
-    }
-  }
-}
-
-// --- npy -------------------------------------------------------------------------------------------------------------
-
-TEST(Npy, ReadsWhatItWrites) {
-  for (const auto& shape : std::vector<std::vector<std::int64_t>>{{}, {5}, {3, 4}, {0, 7}, {2, 3, 4}}) {
-    std::int64_t count = 1;
-    for (const auto size : shape) count *= size;
-    const std::string header = reco::io::npy_header("<f2", shape);
-    EXPECT_EQ(header.size() % 64, 0U);
-    const std::string file = header + std::string(static_cast<std::size_t>(2 * count), 'x');
-    const auto view = reco::io::read_npy(bytes_of(file), "test.npy");
-    EXPECT_EQ(view.dtype, "<f2");
-    EXPECT_EQ(view.shape, shape);
-    EXPECT_EQ(view.data.size(), static_cast<std::size_t>(2 * count));
-  }
-}
-
-TEST(Npy, ReadsVersion2AndAnyOrderOfKeys) {
-  const std::string dict = "{\"shape\": (2,), 'fortran_order': False , 'descr': '<f4'}\n";
-  const std::string file =
-      std::string("\x93NUMPY\2\0", 8) + static_cast<char>(dict.size()) + std::string(3, '\0') + dict + "12345678";
-  const auto view = reco::io::read_npy(bytes_of(file), "test.npy");
-  EXPECT_EQ(view.dtype, "<f4");
-  EXPECT_EQ(view.shape, std::vector<std::int64_t>{2});
-}
-
-TEST(Npy, RefusesHostileHeaders) {
-  const auto file = [](const std::string& dict, const std::string& data = "") {
-    return std::string("\x93NUMPY\1\0", 8) + static_cast<char>(dict.size()) + '\0' + dict + data;
-  };
-  const std::vector<std::string> files{
-      "",
-      "short",
-      std::string("\x93NUMPX\1\0\2\0{}", 12),
-      std::string("\x93NUMPY\3\0\2\0{}", 12),
-      std::string("\x93NUMPY\1\0\xff\xff{}", 12),
-      std::string("\x93NUMPY\2\0\xff\xff\xff\xff{}", 14),
-      file("{}"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 2)", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 2)} x", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': True, 'shape': (2, 2)}", "12345678"),
-      file("{'descr': '>f2', 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
-      file("{'descr': '|O', 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
-      file("{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (2, 2)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (-2, 2)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 1)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (9223372036854775808, 2)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': 4}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), 'shape': (4,)}", "12345678"),
-      file("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), 'more': (4,)}", "12345678"),
-      file("{'descr': '<f2"),
-  };
-  for (const auto& bytes : files) {
-    EXPECT_TRUE(has(error_of([&] { reco::io::read_npy(bytes_of(bytes), "bad.npy"); }), "bad.npy")) << bytes;
-  }
-}
-
-// --- SQLite ----------------------------------------------------------------------------------------------------------
-
-TEST(Sqlite, ErrorsNameTheFile) {
-  const Folder folder;
-  const fs::path path = folder / "a %41?b#.db";
-  reco::io::Database database(path, reco::io::DatabaseMode::create);
-  EXPECT_TRUE(fs::exists(path));
-  EXPECT_TRUE(has(error_of([&] { database.execute("SELECT nothing"); }), path.string()));
-  EXPECT_TRUE(has(error_of([&] { database.integer("SELECT 1 WHERE 0"); }), path.string()));
-  const fs::path missing = folder / "missing.db";
-  EXPECT_TRUE(has(error_of([&] { reco::io::Database(missing, reco::io::DatabaseMode::read_only); }), missing.string()));
-}
-
-TEST(Sqlite, TransactionsRollBack) {
-  const Folder folder;
-  reco::io::Database database(folder / "test.db", reco::io::DatabaseMode::create);
-  database.execute("CREATE TABLE words (word TEXT UNIQUE)");
-  reco::io::Statement insert = database.prepare("INSERT INTO words VALUES (?)");
-  const std::string zero("a\0b", 3);
-  {
-    reco::io::Transaction transaction(database, reco::io::Transaction::Kind::write);
-    insert.bind(1, zero).run();
-  }
-  EXPECT_EQ(database.integer("SELECT count(*) FROM words"), 0);
-  insert.bind(1, zero).run();
-  EXPECT_EQ(database.text("SELECT word FROM words"), zero);
-  EXPECT_TRUE(has(error_of([&] { insert.bind(1, zero).run(); }), "UNIQUE"));
-  insert.bind(1, "other").run();
-  EXPECT_EQ(database.integer("SELECT count(*) FROM words"), 2);
-}
-
-// --- the memory ------------------------------------------------------------------------------------------------------
 
 TEST(Memory, KeepsWhatItIsGiven) {
   const Folder folder;

@@ -60,7 +60,7 @@ def draw(
 ) -> None:
     """Write the picture as a PNG."""
     mpl.rcParams["font.size"] = 9
-    figure = Figure(figsize=(11, 11.5), layout="constrained")
+    figure = Figure(figsize=(11, 12), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.75])
     top: SubFigure = parts[0]
     bottom: SubFigure = parts[1]
@@ -87,7 +87,7 @@ def draw(
     bottom.suptitle("Unseen entities, CLIP's answer → reco's answer, and the memory's nearest drawings", fontsize=10)
     axes = bottom.subplots(len(picks), NEIGHBORS + 1, squeeze=False)
     for line, pick, keys, captions in zip(axes, picks, found.keys, found.captions, strict=True):
-        title = f"{short(names[before[pick]], 18)} → {short(names[after[pick]], 18)}"
+        title = f"CLIP: {short(names[before[pick]], 20)}\nreco: {short(names[after[pick]], 20)}"
         neighbors = [(images.get(key), short(caption)) for key, caption in zip(keys, captions, strict=True)]
         gallery_row(line, images[queries.pairs.keys[pick]], title, bool(after[pick] == pick), neighbors)
     figure.savefig(path, dpi=110)
