@@ -18,9 +18,9 @@ import numpy as np
 import reco
 import tasks
 from figure import draw
-from reco.embedding import Embeddings, train_on
+from reco.embedding import Embeddings, concatenate, train_on
 from reco.evaluation import Record, write_report
-from tasks import CLIP, DATA, HERE, Queries, System, field, join, load, measure, remember, same, system, training_pairs
+from tasks import CLIP, DATA, HERE, Queries, System, field, load, measure, remember, same, system, training_pairs
 
 ORACLE = HERE / "oracle.json"
 TAUGHT = "eggplant"  # left out of every memory until the last step
@@ -63,7 +63,7 @@ class World:
 
 def prepare(out: Path, clip: reco.Clip, data: Path) -> World:
     """Embed the shards and fill the memories."""
-    remembered = join(load(clip, "memory", data), load(clip, "fusion", data))
+    remembered = concatenate([load(clip, "memory", data), load(clip, "fusion", data)])
     concepts = field(remembered, "concept")
     pairs = remembered.select(concepts != TAUGHT)
     seen = field(pairs, "role") != "unseen"

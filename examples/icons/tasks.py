@@ -89,17 +89,6 @@ def remember(
     return memory
 
 
-def join(*parts: Embeddings) -> Embeddings:
-    """Several sets of pairs as one."""
-    return Embeddings(
-        np.concatenate([p.images for p in parts]),
-        np.concatenate([p.texts for p in parts]),
-        [key for p in parts for key in p.keys],
-        [caption for p in parts for caption in p.captions],
-        [entry for p in parts for entry in p.metadata],
-    )
-
-
 def training_pairs(pairs: Embeddings, known_share: float, seed: int) -> Embeddings:
     """What the fusion learns from: fusion concepts and a share of known ones, each with a second drawing to look up.
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from reco._core import Clip, Error, Fusion, Memory, TrainingConfig, train
 from reco.datasets import Sample
 
-__all__ = ["Embeddings", "add_samples", "embed", "train_on"]
+__all__ = ["Embeddings", "add_samples", "concatenate", "embed", "train_on"]
 
 _BATCH = 1024
 
@@ -52,6 +52,17 @@ class Embeddings:
             [self.captions[i] for i in index],
             [self.metadata[i] for i in index],
         )
+
+
+def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+    """Several sets of pairs, at least one, as one."""
+    return Embeddings(
+        np.concatenate([p.images for p in parts]),
+        np.concatenate([p.texts for p in parts]),
+        [key for p in parts for key in p.keys],
+        [caption for p in parts for caption in p.captions],
+        [metadata for p in parts for metadata in p.metadata],
+    )
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -93,13 +104,7 @@ def embed(clip: Clip, samples: Iterable[Sample], *, progress: bool = True, total
             bar.update(len(batch))
     if not parts:
         raise Error("[embedding.embed] expected image-text pairs, found none")
-    return Embeddings(
-        np.concatenate([p.images for p in parts]),
-        np.concatenate([p.texts for p in parts]),
-        [key for p in parts for key in p.keys],
-        [caption for p in parts for caption in p.captions],
-        [metadata for p in parts for metadata in p.metadata],
-    )
+    return concatenate(parts)
 
 
 def add_samples(memory: Memory, clip: Clip, samples: Iterable[Sample], *, progress: bool = True) -> int:
