@@ -4,19 +4,25 @@
 option(BUILD_SHARED_LIBS "Build reco as a shared library" ON)
 
 find_package(Python COMPONENTS Interpreter REQUIRED)
-if(NOT Torch_DIR)
+
+# LibTorch comes from the torch of the active Python. Its own CMake package is not used: with a CUDA build of torch, which is
+# what PyPI serves, it stops where no CUDA toolkit is installed, though its headers and two libraries are all we need.
+if(NOT TORCH_INSTALL_PREFIX)
   execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "import torch.utils; print(torch.utils.cmake_prefix_path)"
-    OUTPUT_VARIABLE reco_torch_prefix OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE reco_torch_missing)
-  if(reco_torch_missing)
-    message(FATAL_ERROR "${Python_EXECUTABLE} has no torch: pip install torch==2.13.0, or set Torch_DIR")
-  endif()
-  list(APPEND CMAKE_PREFIX_PATH ${reco_torch_prefix})
+    COMMAND ${Python_EXECUTABLE} -c
+            "import importlib.util; print(importlib.util.find_spec('torch').submodule_search_locations[0])"
+    OUTPUT_VARIABLE TORCH_INSTALL_PREFIX OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 endif()
+find_library(RECO_TORCH_CPU torch_cpu PATHS ${TORCH_INSTALL_PREFIX}/lib NO_DEFAULT_PATH)
+find_library(RECO_TORCH_C10 c10 PATHS ${TORCH_INSTALL_PREFIX}/lib NO_DEFAULT_PATH)
+if(NOT RECO_TORCH_CPU OR NOT RECO_TORCH_C10)
+  message(FATAL_ERROR "${Python_EXECUTABLE} has no torch: pip install torch==2.13.0, or set TORCH_INSTALL_PREFIX")
+endif()
+set(TORCH_LIBRARIES ${RECO_TORCH_CPU} ${RECO_TORCH_C10})
+set(TORCH_INCLUDE_DIRS ${TORCH_INSTALL_PREFIX}/include ${TORCH_INSTALL_PREFIX}/include/torch/csrc/api/include)
 
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
-find_package(Torch REQUIRED)
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)
@@ -65,6 +71,8 @@ target_compile_options(reco_warnings INTERFACE -Wall -Wextra)
 add_library(reco_torch_dependencies INTERFACE)
 target_include_directories(reco_torch_dependencies SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_link_libraries(reco_torch_dependencies INTERFACE ${TORCH_LIBRARIES})
+# A CUDA build's libraries find the CUDA ones that they need by their own search paths, at run time.
+target_link_options(reco_torch_dependencies INTERFACE LINKER:--allow-shlib-undefined)
 
 add_library(reco_core_dependencies INTERFACE)
 target_include_directories(reco_core_dependencies INTERFACE ${PROJECT_SOURCE_DIR}/src)
