@@ -16,6 +16,7 @@
 #include "io/sqlite.h"
 #include "reco/error.h"
 #include "reco/threads.h"
+#include "support.h"
 
 namespace fs = std::filesystem;
 using reco::Matrix;
@@ -23,23 +24,6 @@ using reco::Memory;
 using reco::Modality;
 
 namespace {
-
-/// A folder that goes when the test ends.
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("reco-memory-" + std::to_string(::getpid()) + "-" + counter())) {
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  static std::string counter() {
-    static int count = 0;
-    return std::to_string(count++);
-  }
-  fs::path path_;
-};
 
 Matrix random_rows(std::int64_t n, std::int64_t dim, unsigned seed) {
   std::mt19937 generator(seed);
@@ -58,19 +42,6 @@ void add_rows(Memory& memory, std::int64_t first, std::int64_t count) {
   memory.add(random_rows(count, memory.dim(), 2 * seed), random_rows(count, memory.dim(), 2 * seed + 1),
              {.keys = key_list(first, count), .captions = {}, .metadata = {}});
 }
-
-/// What an Error says; empty when nothing is thrown.
-template <typename Work>
-std::string error_of(const Work& work) {
-  try {
-    work();
-  } catch (const reco::Error& error) {
-    return error.what();
-  }
-  return {};
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 std::vector<fs::path> files_in(const fs::path& folder) {
   std::vector<fs::path> files;

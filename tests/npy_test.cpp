@@ -3,24 +3,11 @@
 
 #include <gtest/gtest.h>
 
-#include "reco/error.h"
+#include "support.h"
 
 namespace {
 
 std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
-/// What an Error says; empty when nothing is thrown.
-template <typename Work>
-std::string error_of(const Work& work) {
-  try {
-    work();
-  } catch (const reco::Error& error) {
-    return error.what();
-  }
-  return {};
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -2,45 +2,10 @@
 #include "io/sqlite.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include "reco/error.h"
+#include "support.h"
 
 namespace fs = std::filesystem;
-
-namespace {
-
-/// A folder that goes when the test ends.
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("reco-memory-" + std::to_string(::getpid()) + "-" + counter())) {
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  static std::string counter() {
-    static int count = 0;
-    return std::to_string(count++);
-  }
-  fs::path path_;
-};
-
-/// What an Error says; empty when nothing is thrown.
-template <typename Work>
-std::string error_of(const Work& work) {
-  try {
-    work();
-  } catch (const reco::Error& error) {
-    return error.what();
-  }
-  return {};
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-}  // namespace
 
 TEST(Sqlite, ErrorsNameTheFile) {
   const Folder folder;

@@ -337,11 +337,11 @@ def check_after_kill(path: Path, rows: int, coming: int) -> None:
         fill(memory, len(memory), 2)
 
 
-@pytest.mark.parametrize("first", range(0, 32, 8))
+@pytest.mark.parametrize("first", range(0, 40, 10))
 def test_kill_9_leaves_the_last_committed_state(tmp_path: Path, first: int) -> None:
     path = tmp_path / "m"
     reco.Memory.create(path, 32).close()
-    for seed in range(first, first + 8):
+    for seed in range(first, first + 10):
         here, there = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_add_for_ever, args=(path, seed, there))
         process.start()
