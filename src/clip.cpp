@@ -8,14 +8,17 @@
 #include <array>
 #include <functional>
 #include <future>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <sstream>
 #include <system_error>
 #include <utility>
 
-#include "clip_config.h"
+#include "clip_folder.h"
 #include "clip_model.h"
-#include "clip_weights.h"
 #include "io/sha256.h"
 #include "parallel.h"
 #include "reco/error.h"
@@ -34,6 +37,7 @@ struct LoadedClip {
   Preprocess preprocess;
   Tokenizer tokenizer;
   ClipModel model;
+  ModelFormat format;
   std::string weights_dtype, fingerprint;
   std::int64_t parameters = 0;
 };
@@ -78,36 +82,25 @@ at::ScalarType parse_dtype(const std::string& name) {
   return name == "float32" ? at::kFloat : at::kBFloat16;
 }
 
-void check_preprocess(const Preprocess& preprocess, const ClipConfig& config, const fs::path& file) {
-  if (!preprocess.do_center_crop) return;
-  const std::int64_t size = config.vision.image_size;
-  check(preprocess.crop_width == size && preprocess.crop_height == size, kLoad, file.string(), ": crops to ",
-        preprocess.crop_width, " x ", preprocess.crop_height, ", but config.json has image_size ", size);
-}
-
-void check_tokenizer(const Tokenizer& tokenizer, const ClipConfig& config, const fs::path& folder) {
-  const std::int64_t end = tokenizer.end_id(), eos = config.text.eos_token_id;
-  check(eos == 2 || eos == end, kLoad, folder.string(), ": config.json has eos_token_id ", eos,
-        ", but the tokenizer's end token is ", end);
-  check(std::max(end, tokenizer.start_id()) < config.text.vocab_size, kLoad, folder.string(),
-        ": the tokenizer's start and end tokens are ", tokenizer.start_id(), " and ", end,
-        ", but config.json has vocab_size ", config.text.vocab_size);
-}
-
+/// What Hugging Face's image processors do goes without saying: it was so when the first fingerprints were taken.
 json preprocess_json(const Preprocess& p) {
-  return {{"do_resize", p.do_resize},
-          {"shortest_edge", p.shortest_edge},
-          {"resize_width", p.resize_width},
-          {"resize_height", p.resize_height},
-          {"resample", static_cast<int>(p.resample)},
-          {"do_center_crop", p.do_center_crop},
-          {"crop_width", p.crop_width},
-          {"crop_height", p.crop_height},
-          {"do_rescale", p.do_rescale},
-          {"rescale_factor", p.rescale_factor},
-          {"do_normalize", p.do_normalize},
-          {"mean", p.mean},
-          {"std", p.std}};
+  json object{{"do_resize", p.do_resize},
+              {"shortest_edge", p.shortest_edge},
+              {"resize_width", p.resize_width},
+              {"resize_height", p.resize_height},
+              {"resample", static_cast<int>(p.resample)},
+              {"do_center_crop", p.do_center_crop},
+              {"crop_width", p.crop_width},
+              {"crop_height", p.crop_height},
+              {"do_rescale", p.do_rescale},
+              {"rescale_factor", p.rescale_factor},
+              {"do_normalize", p.do_normalize},
+              {"mean", p.mean},
+              {"std", p.std}};
+  if (p.fit != Fit::stretch) object["fit"] = p.fit == Fit::inside ? "inside" : "around";
+  if (p.torchvision_crop) object["torchvision_crop"] = true;
+  if (p.fill != 0) object["fill"] = p.fill;
+  return object;
 }
 
 /// Tells tokenizers apart by what they do, since one and the same comes in several file formats.
@@ -123,34 +116,40 @@ std::string probe_tokenizer(const Tokenizer& tokenizer) {
   return io::sha256(std::as_bytes(std::span(dump)));
 }
 
-std::string make_fingerprint(const ClipConfig& config, const Preprocess& preprocess, const Tokenizer& tokenizer,
-                             const ClipWeights& weights) {
-  json description = config.json();
+std::string make_fingerprint(const ClipFolder& folder) {
+  json description = folder.config.json();
   description["format"] = "reco-clip-1";
-  description["preprocess"] = preprocess_json(preprocess);
-  description["tokenizer"] = probe_tokenizer(tokenizer);
-  return weights.fingerprint(description.dump());
+  description["preprocess"] = preprocess_json(folder.preprocess);
+  description["tokenizer"] = probe_tokenizer(folder.tokenizer);
+  if (folder.tokenizer.cleaning() != "hugging face") description["cleaning"] = folder.tokenizer.cleaning();
+  if (folder.config.text.padded()) description["pad_id"] = folder.tokenizer.pad_id();
+  return folder.weights.fingerprint(description.dump());
 }
 
-LoadedClip load_clip(const fs::path& folder, const ClipOptions& options) {
+LoadedClip load_clip(const fs::path& path, const ClipOptions& options) {
   const at::ScalarType dtype = parse_dtype(options.dtype);
   const at::Device device = parse_device(options.device);
-  check(fs::is_directory(folder), kLoad, folder.string(), " is no folder");
-  const ClipConfig config = ClipConfig::load(folder / "config.json");
-  const fs::path preprocess_file = folder / "preprocessor_config.json";
-  const Preprocess preprocess = Preprocess::load(preprocess_file);
-  check_preprocess(preprocess, config, preprocess_file);
-  const Tokenizer tokenizer = Tokenizer::load(folder);
-  check_tokenizer(tokenizer, config, folder);
-  const ClipWeights weights(folder, config.tensors());
-  return {options,
-          config,
-          preprocess,
-          tokenizer,
-          ClipModel(config, weights, device, dtype),
-          weights.dtype(),
-          make_fingerprint(config, preprocess, tokenizer, weights),
-          weights.parameters()};
+  const ClipFolder folder = ClipFolder::open(path);
+  // Hashing and packing the weights take about as long as each other.
+  std::future<std::string> fingerprint = std::async(std::launch::async, make_fingerprint, std::cref(folder));
+  ClipModel model(folder.config, folder.weights, device, dtype);
+  return {options,       folder.config,          folder.preprocess, folder.tokenizer,           std::move(model),
+          folder.format, folder.weights.dtype(), fingerprint.get(), folder.weights.parameters()};
+}
+
+/// For people: "ViT 12 layers x 768, patches of 32", "ResNet 3-4-6-3 x 64".
+std::string architecture(const ClipConfig& config) {
+  const ClipVision& vision = config.vision;
+  std::ostringstream text;
+  if (vision.is_resnet()) {
+    text << "ResNet " << vision.stages[0];
+    for (const std::size_t stage : {1, 2, 3}) text << '-' << vision.stages[stage];
+    text << " x " << vision.hidden_size;
+  } else {
+    text << "ViT " << vision.num_hidden_layers << " layers x " << vision.hidden_size << ", patches of "
+         << vision.patch_size;
+  }
+  return text.str();
 }
 
 void report(const Progress& progress, const char* what, std::int64_t done, std::int64_t total) {
@@ -199,38 +198,84 @@ Matrix encode(const LoadedClip& clip, std::size_t count, const Fill& fill, const
   return run(kImages, [&] { return encode_batches(clip, static_cast<std::int64_t>(count), fill, progress); });
 }
 
-/// The token ids of each text, cut behind the token that becomes its embedding: under the causal mask what follows
-/// never matters.
-std::vector<std::vector<std::int64_t>> tokenize(const LoadedClip& clip, std::span<const std::string> texts) {
+/// encode() that goes on when an image cannot be read.
+Matrix encode_readable(const LoadedClip& clip, std::size_t count, const Fill& fill, const Progress& progress,
+                       const Unreadable& unreadable) {
+  std::mutex mutex;
+  std::map<std::int64_t, std::string> errors;
+  const auto guarded = [&](std::int64_t i, std::span<float> out) {
+    try {
+      fill(i, out);
+    } catch (const std::exception& error) {
+      std::fill(out.begin(), out.end(), 0.0F);
+      const std::lock_guard lock(mutex);
+      errors[i] = error.what();
+    }
+  };
+  Matrix result = encode(clip, count, guarded, progress);
+  for (const auto& [i, error] : errors) {
+    result.row(i).setConstant(std::numeric_limits<float>::quiet_NaN());
+    unreadable(i, error);
+  }
+  return result;
+}
+
+/// A text's token ids, and which of them becomes its embedding.
+struct Tokens {
+  std::vector<std::int64_t> ids;
+  std::int64_t position = 0;
+};
+
+std::int64_t find_position(const std::vector<std::int64_t>& ids, const ClipText& config) {
+  switch (config.pooling) {
+    case TextPooling::first:
+      return 0;
+    case TextPooling::last:
+      return static_cast<std::int64_t>(ids.size()) - 1;
+    case TextPooling::highest:
+      return std::max_element(ids.begin(), ids.end()) - ids.begin();
+    default:
+      return std::find(ids.begin(), ids.end(), config.eos_token_id) - ids.begin();  // encode() always puts one
+  }
+}
+
+/// Under a causal mask what follows the token that counts never matters and is cut; otherwise pads fill the context.
+Tokens tokenize(const LoadedClip& clip, const std::string& text, std::int64_t number) {
   const ClipText& config = clip.config.text;
-  std::vector<std::vector<std::int64_t>> ids(texts.size());
-  parallel_for(static_cast<std::int64_t>(texts.size()), [&](std::int64_t i) {
-    std::vector<std::int64_t>& text = ids[i];
-    text = clip.tokenizer.encode(texts[i], config.max_position_embeddings);
-    const auto highest = std::max_element(text.begin(), text.end());
-    check(*highest < config.vocab_size, kTexts, "text ", i, ": token ", *highest, " is beyond the model's vocab_size ",
-          config.vocab_size);
-    const auto end = config.eos_token_id == 2 ? highest : std::find(text.begin(), text.end(), config.eos_token_id);
-    if (end != text.end()) text.erase(end + 1, text.end());
-  });
-  return ids;
+  Tokens tokens{clip.tokenizer.encode(text, config.max_position_embeddings)};
+  const std::int64_t highest = *std::max_element(tokens.ids.begin(), tokens.ids.end());
+  check(highest < config.vocab_size, kTexts, "text ", number, ": token ", highest, " is beyond the model's vocab_size ",
+        config.vocab_size);
+  if (config.padded()) {
+    tokens.ids.resize(static_cast<std::size_t>(config.max_position_embeddings), clip.tokenizer.pad_id());
+  }
+  tokens.position = find_position(tokens.ids, config);
+  if (config.causal) tokens.ids.resize(static_cast<std::size_t>(tokens.position) + 1);
+  return tokens;
+}
+
+std::vector<Tokens> tokenize(const LoadedClip& clip, std::span<const std::string> texts) {
+  std::vector<Tokens> tokens(texts.size());
+  parallel_for(static_cast<std::int64_t>(texts.size()),
+               [&](std::int64_t i) { tokens[static_cast<std::size_t>(i)] = tokenize(clip, texts[i], i); });
+  return tokens;
 }
 
 /// Sends texts through the tower, each batch as long as its longest text. `order` says which texts, shortest first.
-void encode_sorted(const LoadedClip& clip, const std::vector<std::vector<std::int64_t>>& ids,
-                   const std::vector<std::size_t>& order, const Progress& progress, Matrix& result) {
+void encode_sorted(const LoadedClip& clip, const std::vector<Tokens>& texts, const std::vector<std::size_t>& order,
+                   const Progress& progress, Matrix& result) {
   ClipScratch scratch;
   const std::size_t batch = static_cast<std::size_t>(clip.options.batch_size);
   for (std::size_t first = 0; first < order.size(); first += batch) {
-    const std::size_t n = std::min(batch, order.size() - first), length = ids[order[first + n - 1]].size();
+    const std::size_t n = std::min(batch, order.size() - first), length = texts[order[first + n - 1]].ids.size();
     const auto rows = static_cast<std::int64_t>(n), columns = static_cast<std::int64_t>(length);
-    const at::Tensor tokens = at::zeros({rows, columns}, at::kLong), ends = at::empty({rows}, at::kLong);
+    const at::Tensor ids = at::zeros({rows, columns}, at::kLong), positions = at::empty({rows}, at::kLong);
     for (std::size_t i = 0; i < n; ++i) {
-      const auto& text = ids[order[first + i]];
-      std::copy(text.begin(), text.end(), tokens.data_ptr<std::int64_t>() + i * length);
-      ends.data_ptr<std::int64_t>()[i] = static_cast<std::int64_t>(text.size()) - 1;
+      const Tokens& text = texts[order[first + i]];
+      std::copy(text.ids.begin(), text.ids.end(), ids.data_ptr<std::int64_t>() + i * length);
+      positions.data_ptr<std::int64_t>()[i] = text.position;
     }
-    const at::Tensor out = clip.model.encode_texts(tokens, ends, scratch).contiguous();
+    const at::Tensor out = clip.model.encode_texts(ids, positions, scratch).contiguous();
     for (std::size_t i = 0; i < n; ++i) {
       std::copy_n(out.data_ptr<float>() + i * out.size(1), out.size(1), result.row(order[first + i]).data());
     }
@@ -240,10 +285,10 @@ void encode_sorted(const LoadedClip& clip, const std::vector<std::vector<std::in
 
 }  // namespace
 
-Clip Clip::load(const fs::path& folder, const ClipOptions& options) {
+Clip Clip::load(const fs::path& path, const ClipOptions& options) {
   check(options.batch_size >= 1 && options.batch_size <= 1 << 16, kLoad, "batch_size must be from 1 to 65,536, got ",
         options.batch_size);
-  return run(kLoad, [&] { return Clip(std::make_shared<const Impl>(Impl{load_clip(folder, options)})); });
+  return run(kLoad, [&] { return Clip(std::make_shared<const Impl>(Impl{load_clip(path, options)})); });
 }
 
 Matrix Clip::encode_images(std::span<const fs::path> files, const Progress& progress) const {
@@ -268,14 +313,26 @@ Matrix Clip::encode_images(std::span<const std::span<const std::byte>> files, co
   return encode(*impl_, files.size(), fill, progress);
 }
 
+Matrix Clip::encode_images(std::int64_t count, const ImageSource& source, const Progress& progress,
+                           const Unreadable& unreadable) const {
+  check(count >= 0, kImages, "count must not be negative, got ", count);
+  const auto fill = [&](std::int64_t i, std::span<float> out) {
+    fill_image(source(i), impl_->preprocess, "image " + std::to_string(i), out);
+  };
+  const auto images = static_cast<std::size_t>(count);
+  return unreadable ? encode_readable(*impl_, images, fill, progress, unreadable)
+                    : encode(*impl_, images, fill, progress);
+}
+
 Matrix Clip::encode_texts(std::span<const std::string> texts, const Progress& progress) const {
   Matrix result(static_cast<Eigen::Index>(texts.size()), dim());
   run(kTexts, [&] {
-    const auto ids = tokenize(*impl_, texts);
+    const std::vector<Tokens> tokens = tokenize(*impl_, texts);
     std::vector<std::size_t> order(texts.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return ids[a].size() < ids[b].size(); });
-    encode_sorted(*impl_, ids, order, progress, result);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return tokens[a].ids.size() < tokens[b].ids.size(); });
+    encode_sorted(*impl_, tokens, order, progress, result);
   });
   return result;
 }
@@ -285,6 +342,7 @@ std::int64_t Clip::image_size() const { return impl_->config.vision.image_size; 
 std::int64_t Clip::context_length() const { return impl_->config.text.max_position_embeddings; }
 std::int64_t Clip::parameters() const { return impl_->parameters; }
 float Clip::logit_scale() const { return impl_->model.logit_scale(); }
+float Clip::logit_bias() const { return impl_->model.logit_bias(); }
 const std::string& Clip::dtype() const { return impl_->options.dtype; }
 const std::string& Clip::device() const { return impl_->options.device; }
 const std::string& Clip::fingerprint() const { return impl_->fingerprint; }
@@ -293,9 +351,12 @@ const Preprocess& Clip::preprocess() const { return impl_->preprocess; }
 
 std::string Clip::info() const {
   json info = impl_->config.json();
-  info["model_type"] = "clip";
+  info["format"] = std::array{"hugging face", "open_clip", "openai"}[static_cast<std::size_t>(impl_->format)];
+  info["model_type"] = impl_->config.architecture;
+  info["architecture"] = architecture(impl_->config);
   info["preprocess"] = preprocess_json(impl_->preprocess);
-  info["tokenizer"] = {{"size", impl_->tokenizer.size()},
+  info["tokenizer"] = {{"cleaning", impl_->tokenizer.cleaning()},
+                       {"size", impl_->tokenizer.size()},
                        {"start_id", impl_->tokenizer.start_id()},
                        {"end_id", impl_->tokenizer.end_id()},
                        {"pad_id", impl_->tokenizer.pad_id()}};
@@ -303,6 +364,7 @@ std::string Clip::info() const {
   info["image_size"] = image_size();
   info["context_length"] = context_length();
   info["logit_scale"] = logit_scale();
+  info["logit_bias"] = logit_bias();
   info["parameters"] = parameters();
   info["weights_dtype"] = impl_->weights_dtype;
   info["dtype"] = dtype();

@@ -1,54 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two towers of a CLIP model on LibTorch's tensors, for inference.
+// The two towers of a model, for inference.
 #pragma once
 
 #include <ATen/ATen.h>
 
-#include <array>
 #include <cstdint>
-#include <string>
-#include <vector>
+#include <optional>
 
 #include "clip_config.h"
+#include "clip_encoder.h"
+#include "clip_resnet.h"
 #include "clip_weights.h"
 
 namespace reco {
 
-/// The large intermediate results of a tower, kept from batch to batch: fresh memory costs a page fault every 4 KiB.
-/// One caller uses it at a time.
-class ClipScratch {
- public:
-  /// An uninitialised tensor in the place numbered `slot`; what was there before is overwritten.
-  at::Tensor take(std::size_t slot, at::IntArrayRef shape, const at::TensorOptions& options);
+/// What makes an embedding of a tower's token: a LayerNorm and a projection, where the model has them.
+struct ClipHead {
+  at::Tensor norm_weight, norm_bias;
+  std::optional<at::Tensor> projection, projection_bias;
+  double epsilon = 0;
 
- private:
-  std::array<at::Tensor, 4> places_;
+  at::Tensor norm(const at::Tensor& x) const;     ///< over the last dimension, in float32
+  at::Tensor project(const at::Tensor& x) const;  ///< [n, width] float32; returns unit rows on the CPU
 };
 
-/// A stack of pre-norm transformer layers that gives one token a sequence.
-class ClipEncoder {
+/// SigLIP's pooling (Zhai et al., "Scaling Vision Transformers", 2022): a learned query attends to all tokens.
+class ClipPooling {
  public:
-  ClipEncoder(const ClipTower& config, const std::string& model, const ClipWeights& weights,
-              const at::TensorOptions& options);
-
-  /// x: [n * length, hidden_size], overwritten. positions: [n], the token of each sequence that is wanted. With
-  /// `causal`, tokens see themselves and those before. Returns [n, hidden_size].
-  at::Tensor operator()(at::Tensor x, const at::Tensor& positions, bool causal, ClipScratch& scratch) const;
+  ClipPooling(const ClipVision& config, const ClipWeights& weights, const at::TensorOptions& options);
+  /// x: [n * length, hidden_size]. Returns [n, hidden_size].
+  at::Tensor operator()(const at::Tensor& x, std::int64_t n) const;
 
  private:
-  struct Layer {
-    at::Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias;
-    at::Tensor qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
-  };
-  void attend(const Layer& layer, at::Tensor& x, std::int64_t n, bool causal, ClipScratch& scratch) const;
-  at::Tensor attend_at(const Layer& layer, const at::Tensor& x, const at::Tensor& positions, bool causal,
-                       ClipScratch& scratch) const;
-  void feed_forward(const Layer& layer, at::Tensor& x, ClipScratch& scratch) const;
-  at::Tensor heads(const at::Tensor& x, std::int64_t n) const;
+  std::int64_t heads_;
+  at::Tensor query_;
+  Linear kv_, out_;
+  ClipMlp mlp_;
+};
 
-  ClipTower config_;
-  Activation activation_;
-  std::vector<Layer> layers_;
+/// A Vision Transformer (Dosovitskiy et al., 2021).
+class ClipVit {
+ public:
+  ClipVit(const ClipVision& config, const ClipWeights& weights, const at::TensorOptions& options);
+  /// pixels: [n, 3, image_size, image_size]. Returns [n, projection_dim] unit rows, float32 on the CPU.
+  at::Tensor operator()(const at::Tensor& pixels, ClipScratch& scratch) const;
+
+ private:
+  at::Tensor patches(const at::Tensor& pixels, ClipScratch& scratch) const;
+  at::Tensor encode_part(const at::Tensor& pixels, ClipScratch& scratch) const;
+  at::Tensor tokens(const at::Tensor& pixels, ClipScratch& scratch) const;
+  at::Tensor mean(const at::Tensor& x, std::int64_t n) const;
+
+  ClipVision config_;
+  at::TensorOptions options_;
+  ClipEncoder encoder_;
+  ClipHead head_;
+  std::optional<ClipPooling> pooling_;
+  at::Tensor patch_weight_, class_token_, positions_, pre_norm_weight_, pre_norm_bias_;
 };
 
 /// Immutable; thread safe with one scratch a caller. Call under c10::InferenceMode.
@@ -60,27 +68,24 @@ class ClipModel {
   /// CPU.
   at::Tensor encode_images(const at::Tensor& pixels, ClipScratch& scratch) const;
 
-  /// ids: [n, length] int64 on the CPU, each in [0, vocab_size); positions: [n], where each text ends.
+  /// ids: [n, length] int64 on the CPU, each in [0, vocab_size); positions: [n], the token that becomes the embedding.
   at::Tensor encode_texts(const at::Tensor& ids, const at::Tensor& positions, ClipScratch& scratch) const;
 
   float logit_scale() const { return logit_scale_; }
+  float logit_bias() const { return logit_bias_; }
 
  private:
-  /// What makes an embedding of a tower's token.
-  struct Head {
-    at::Tensor norm_weight, norm_bias, projection;
-    double epsilon;
-    at::Tensor operator()(const at::Tensor& x) const;
-  };
-  at::Tensor patches(const at::Tensor& pixels, ClipScratch& scratch) const;
-
   ClipConfig config_;
   at::TensorOptions options_;
-  ClipEncoder vision_, text_;
-  Head vision_head_, text_head_;
-  at::Tensor patch_weight_, class_token_, patch_positions_, pre_norm_weight_, pre_norm_bias_;
+  std::optional<ClipVit> vit_;
+  std::optional<ClipResnet> resnet_;
+  ClipEncoder text_;
+  ClipHead text_head_;
   at::Tensor token_embedding_, token_positions_;
-  float logit_scale_ = 1.0F;
+  float logit_scale_ = 1.0F, logit_bias_ = 0.0F;
 };
+
+/// Rows of unit length.
+at::Tensor normalize_rows(const at::Tensor& x);
 
 }  // namespace reco

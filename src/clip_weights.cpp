@@ -2,11 +2,12 @@
 #include "clip_weights.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <cstring>
 #include <set>
 #include <sstream>
+#include <utility>
 
-#include "clip_config.h"
+#include "io/json.h"
 #include "io/sha256.h"
 #include "parallel.h"
 #include "reco/error.h"
@@ -18,8 +19,22 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kLoad = "clip.load";
+constexpr std::size_t kMaxIndexBytes = std::size_t{1} << 24;
 
-std::string to_string(const std::vector<std::int64_t>& shape) {
+using Shape = std::vector<std::int64_t>;
+
+/// Of the tensor in the file that holds one of this shape.
+Shape stored_shape(Shape shape, const ClipTensorName& where) {
+  if (where.parts > 1) shape[0] *= where.parts;
+  if (where.transposed) std::swap(shape[0], shape[1]);
+  return shape;
+}
+
+bool fits(const Shape& found, const Shape& expected) {
+  return found == expected || (expected.empty() && found == Shape{1});
+}
+
+std::string to_string(const Shape& shape) {
   std::ostringstream text;
   for (std::size_t i = 0; i < shape.size(); ++i) text << (i > 0 ? ", " : "") << shape[i];
   return '[' + text.str() + ']';
@@ -36,12 +51,12 @@ std::string to_lines(const std::vector<std::string>& items) {
 
 /// Which file holds which tensor, checked: hostile names must not lead out of the folder.
 std::map<std::string, std::string> read_index(const fs::path& path) {
-  const nlohmann::json index = read_json(path, kLoad);
-  const bool listed = index.is_object() && index.contains("weight_map") && index["weight_map"].is_object();
+  const nlohmann::json index = io::read_json_object(path, kLoad, kMaxIndexBytes);
+  const bool listed = index.contains("weight_map") && index["weight_map"].is_object();
   check(listed, kLoad, path.string(), " has no weight_map");
   std::map<std::string, std::string> files;
   for (const auto& [name, file] : index["weight_map"].items()) {
-    check(file.is_string(), kLoad, path.string(), ": the file of '", name, "' must be a string, got ", file.dump());
+    check(file.is_string(), kLoad, path.string(), ": the file of '", name, "' must be a string, got ", io::brief(file));
     const auto& text = file.get_ref<const std::string&>();
     check(!text.empty() && text.find_first_of("/\\") == std::string::npos, kLoad, path.string(), ": the file of '",
           name, "' must lie in the same folder, got '", text, "'");
@@ -52,53 +67,71 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
 
 }  // namespace
 
-ClipWeights::ClipWeights(const fs::path& folder, const Shapes& shapes) : path_(folder / "model.safetensors") {
-  const fs::path index = folder / "model.safetensors.index.json";
-  if (fs::exists(path_)) {
-    const io::Safetensors& file = files_.emplace_back(path_);
-    for (const auto& [name, view] : file.tensors()) {
-      if (shapes.count(name) > 0) tensors_.emplace(name, view);
-    }
-  } else {
-    check(fs::exists(index), kLoad, folder.string(),
-          " has neither model.safetensors nor model.safetensors.index.json; other formats are not read");
-    open_shards(index, shapes);
+ClipFiles ClipFiles::open_archive(const fs::path& file) {
+  ClipFiles all;
+  all.path = file;
+  all.tensors = all.archive.emplace(file).tensors();
+  return all;
+}
+
+ClipFiles ClipFiles::open(const fs::path& folder, const std::string& stem, const std::string& archive) {
+  ClipFiles all;
+  all.path = folder / (stem + ".safetensors");
+  if (fs::exists(all.path)) {
+    all.tensors = all.files.emplace_back(all.path).tensors();
+    return all;
   }
-  check_shapes(shapes);
+  const fs::path index = folder / (stem + ".safetensors.index.json");
+  if (!fs::exists(index) && fs::exists(folder / archive)) return open_archive(folder / archive);
+  check(fs::exists(index), kLoad, folder.string(), " has neither ", stem, ".safetensors nor ", stem,
+        ".safetensors.index.json nor ", archive, "; other formats are not read");
+  all.path = index;
+  std::map<std::string, const io::Safetensors*> opened;
+  for (const auto& [name, file] : read_index(index)) {
+    const io::Safetensors*& shard = opened[file];
+    if (shard == nullptr) shard = &all.files.emplace_back(folder / file);
+    const auto found = shard->tensors().find(name);
+    check(found != shard->tensors().end(), kLoad, index.string(), ": tensor '", name, "' is not in ", file);
+    all.tensors.emplace(name, found->second);
+  }
+  return all;
+}
+
+ClipWeights::ClipWeights(ClipFiles files, const Shapes& shapes, const ClipNames& names) : files_(std::move(files)) {
+  static const std::set<std::string> known{"F32", "F16", "BF16", "F64"};
+  std::vector<std::string> missing, wrong;
   std::set<std::string> dtypes;
-  for (const auto& [name, view] : tensors_) dtypes.insert(view.dtype);
+  for (const auto& [name, shape] : shapes) {
+    const ClipTensorName where = names(name);
+    const auto found = files_.tensors.find(where.name);
+    if (found == files_.tensors.end()) {
+      missing.push_back(where.name);
+    } else if (const Shape expected = stored_shape(shape, where); !fits(found->second.shape, expected)) {
+      wrong.push_back(where.name + ": expected " + to_string(expected) + ", got " + to_string(found->second.shape));
+    } else if (known.count(found->second.dtype) == 0) {
+      wrong.push_back(where.name + ": expected F32, F16 or BF16, got " + found->second.dtype);
+    } else {
+      tensors_.emplace(name, view(found->second, where, shape));
+      dtypes.insert(found->second.dtype);
+    }
+  }
+  check(missing.empty(), kLoad, files_.path.string(), " lacks ", missing.size(), " of ", shapes.size(),
+        " tensors:", to_lines(missing));
+  check(wrong.empty(), kLoad, files_.path.string(), " does not fit its configuration:", to_lines(wrong));
   for (const std::string& dtype : dtypes) dtype_ += (dtype_.empty() ? "" : ", ") + dtype;
 }
 
-void ClipWeights::open_shards(const fs::path& index, const Shapes& shapes) {
-  path_ = index;
-  std::map<std::string, const io::Safetensors*> opened;
-  for (const auto& [name, file] : read_index(index)) {
-    if (shapes.count(name) == 0) continue;
-    const io::Safetensors*& shard = opened[file];
-    if (shard == nullptr) shard = &files_.emplace_back(index.parent_path() / file);
-    const auto found = shard->tensors().find(name);
-    check(found != shard->tensors().end(), kLoad, index.string(), ": tensor '", name, "' is not in ", file);
-    tensors_.emplace(name, found->second);
+io::TensorView ClipWeights::view(const io::TensorView& source, const ClipTensorName& where, const Shape& shape) {
+  const std::size_t size = source.data.size() / static_cast<std::size_t>(where.parts);
+  const auto data = source.data.subspan(size * static_cast<std::size_t>(where.part), size);
+  if (!where.transposed) return {source.dtype, shape, data};
+  const auto rows = static_cast<std::size_t>(shape[0]), columns = static_cast<std::size_t>(shape[1]);
+  const std::size_t element = size / (rows * columns);
+  std::vector<std::byte>& copy = copies_.emplace_back(size);
+  for (std::size_t i = 0; i < rows * columns; ++i) {
+    std::memcpy(&copy[i * element], &data[(i % columns * rows + i / columns) * element], element);
   }
-}
-
-void ClipWeights::check_shapes(const Shapes& shapes) const {
-  std::vector<std::string> missing, wrong;
-  for (const auto& [name, shape] : shapes) {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) {
-      missing.push_back(name);
-    } else if (found->second.shape != shape) {
-      wrong.push_back(name + ": expected " + to_string(shape) + ", got " + to_string(found->second.shape));
-    } else if (static const std::set<std::string> known{"F32", "F16", "BF16", "F64"};
-               known.count(found->second.dtype) == 0) {
-      wrong.push_back(name + ": expected F32, F16 or BF16, got " + found->second.dtype);
-    }
-  }
-  check(missing.empty(), kLoad, path_.string(), " lacks ", missing.size(), " of ", shapes.size(),
-        " tensors:", to_lines(missing));
-  check(wrong.empty(), kLoad, path_.string(), " does not fit config.json:", to_lines(wrong));
+  return {source.dtype, shape, copy};
 }
 
 std::int64_t ClipWeights::parameters() const {

@@ -18,7 +18,7 @@ namespace reco {
 
 namespace {
 
-constexpr const char* kFormat = "reco.fusion/1";
+constexpr const char* kFormat = "reco.fusion/2";
 constexpr std::int64_t kRowsAtOnce = 2048;  // bounds the memory of a large fuse()
 
 void check_range(bool condition, const char* field, const char* expected, double found) {
@@ -73,15 +73,26 @@ void check_shapes(const FusionConfig& config, const MatrixView& queries, const N
   check(neighbors.partners.rows() == n * k && (n == 0 || neighbors.partners.cols() == config.dim), tag,
         "partners must be [", n * k, ", ", config.dim, "], got [", neighbors.partners.rows(), ", ",
         neighbors.partners.cols(), "]");
-  check(k >= 1 && (config.method != "transformer" || k <= config.k), tag, "made for at most ", config.k,
+  check(k >= 1 && (config.method != "transformer" || k <= config.slots()), tag, "made for at most ", config.slots(),
         " neighbours, got ", k);
+}
+
+void check_choice(const char* field, const std::string& found, std::initializer_list<const char*> choices) {
+  std::string expected;
+  for (const char* choice : choices) {
+    if (found == choice) return;
+    expected += std::string(expected.empty() ? "" : ", ") + "'" + choice + "'";
+  }
+  fail("fusion.validate", field, " must be one of ", expected, ", got '", found, "'");
 }
 
 }  // namespace
 
 void validate(const FusionConfig& config) {
-  check(config.method == "gated" || config.method == "transformer" || config.method == "mean", "fusion.validate",
-        "method must be 'gated', 'transformer' or 'mean', got '", config.method, "'");
+  check_choice("method", config.method, {"gated", "transformer", "mean"});
+  check_choice("search", config.search, {"uni-modal", "cross-modal"});
+  check_choice("fuse", config.fuse, {"partner", "same", "both"});
+  check_choice("sides", config.sides, {"both", "image", "text"});
   check_range(config.dim >= 1 && config.dim <= 65'536, "dim", "from 1 to 65,536", static_cast<double>(config.dim));
   check_range(config.k >= 1 && config.k <= 4'096, "k", "from 1 to 4,096", static_cast<double>(config.k));
   check_range(config.layers >= (config.method == "transformer" ? 1 : 0) && config.layers <= 4, "layers",
@@ -145,7 +156,7 @@ void Fusion::save(const std::filesystem::path& path) const {
 FusionOutput Fusion::fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const {
   check_shapes(impl_->config, queries, neighbors);
   const auto n = queries.rows();
-  FusionOutput out{Matrix(n, queries.cols()), Matrix(n, neighbors.scores.cols()), Matrix(n, 1)};
+  FusionOutput out{Matrix(n, queries.cols()), Matrix(n, neighbors.scores.cols()), Matrix(n, 1), Matrix(n, 1)};
   if (n == 0) return out;
   at::set_num_threads(threads());
   const c10::NoGradGuard no_grad;
@@ -156,6 +167,7 @@ FusionOutput Fusion::fuse(Modality modality, const MatrixView& queries, const Ne
     store(fused.embeddings, out.embeddings, first);
     store(fused.attention, out.attention, first);
     store(fused.gate, out.gate, first);
+    store(fused.confidence, out.confidence, first);
   }
   return out;
 }

@@ -13,7 +13,8 @@
 
 namespace reco {
 
-/// Weights by name, `image.` and `text.` in front; named as PyTorch's TransformerEncoderLayer names its own.
+/// Weights by name, `image.` and `text.` (or `shared.`) in front; named as PyTorch's TransformerEncoderLayer names its
+/// own.
 using Parameters = std::map<std::string, at::Tensor>;
 
 struct Fusion::Impl {
@@ -34,10 +35,35 @@ struct Batch {
 };
 
 struct Fused {
-  at::Tensor embeddings;  ///< [n, d] unit rows
-  at::Tensor attention;   ///< [n, k]
-  at::Tensor gate;        ///< [n, 1]
+  at::Tensor embeddings;           ///< [n, d] unit rows
+  at::Tensor attention;            ///< [n, k]
+  at::Tensor gate;                 ///< [n, 1]
+  at::Tensor confidence;           ///< [n, 1]
+  at::Tensor trust_logits{};       ///< [n, k], of "gated" alone: what its labels train
+  at::Tensor confidence_logits{};  ///< [n], likewise
 };
+
+/// The weights of one side under its name.
+class Side {
+ public:
+  Side(const FusionConfig& config, const Parameters& parameters, const std::string& side);
+  const at::Tensor& operator[](const std::string& name) const { return parameters_.at(prefix_ + name); }
+  at::Tensor linear(const at::Tensor& x, const std::string& name) const;
+  at::Tensor layer_norm(const at::Tensor& x, const std::string& name) const;
+
+ private:
+  const Parameters& parameters_;
+  std::string prefix_;
+};
+
+/// The prefix of a side's weights: its name, or "shared".
+std::string prefix(const FusionConfig& config, const std::string& side);
+
+/// Whether this side is refined at all.
+bool refines(const FusionConfig& config, const std::string& side);
+
+/// Softmax over the neighbours that are there; all zeros where none is.
+at::Tensor masked_softmax(const at::Tensor& logits, const at::Tensor& mask);
 
 /// The shape of every weight that a fusion of this config has.
 std::map<std::string, std::vector<std::int64_t>> shapes(const FusionConfig& config);
@@ -47,9 +73,6 @@ Parameters initialise(const FusionConfig& config, std::uint64_t seed);
 
 /// Runs one side ("image" or "text").
 Fused fuse(const FusionConfig& config, const Parameters& parameters, const std::string& side, const Batch& batch);
-
-/// The gate's input features, before they are standardised: of each neighbour [n, k, 4] and of each query [n, 5].
-std::pair<at::Tensor, at::Tensor> features(const Parameters& parameters, const std::string& side, const Batch& batch);
 
 /// A view of an Eigen matrix as a tensor of the given shape; it must outlive the tensor.
 at::Tensor view(const MatrixView& matrix, std::vector<std::int64_t> shape);

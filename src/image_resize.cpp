@@ -18,12 +18,14 @@
 
 #include "reco/error.h"
 
-// Picks the widest vectors of the processor at run time. Sanitizers cannot run the resolvers this needs.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define RECO_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define RECO_CLONES
+#if defined(__x86_64__) && defined(__GNUC__)
+#define RECO_X86 1
+#include <immintrin.h>
+#if !defined(__clang__)
+// GCC 12 warns about its own header, which leaves registers undefined on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #endif
 
 namespace reco {
@@ -184,11 +186,12 @@ void from_tile(const std::uint8_t* tile, std::size_t bytes, int count, std::uint
   }
 }
 
-/// `width` bytes side by side, each the weighted sum of `count` bytes that lie `step` apart, rounded and clipped. A
-/// fixed width keeps the sums in vector registers.
+/// `width` bytes side by side, each the weighted sum of `count` bytes that lie `step` apart, rounded and clipped.
+using Weigh = void (*)(const std::uint8_t* in, std::size_t step, const std::int32_t* weights, int count,
+                       std::uint8_t* out);
+
 template <int width>
-[[gnu::always_inline]] inline void weigh(const std::uint8_t* in, std::size_t step, const std::int32_t* weights,
-                                         int count, std::uint8_t* out) {
+void weigh(const std::uint8_t* in, std::size_t step, const std::int32_t* weights, int count, std::uint8_t* out) {
   std::int32_t sums[width];
   for (int i = 0; i < width; ++i) sums[i] = 1 << (precision - 1);
   for (int k = 0; k < count; ++k, in += step) {
@@ -198,19 +201,72 @@ template <int width>
   for (int i = 0; i < width; ++i) out[i] = static_cast<std::uint8_t>(std::clamp(sums[i] >> precision, 0, 255));
 }
 
+#ifdef RECO_X86
+// Compilers widen bytes to 32 bits in two steps where one instruction does it: by hand this is twice as fast.
+template <int width>
+__attribute__((target("avx2"))) void weigh_avx2(const std::uint8_t* in, std::size_t step, const std::int32_t* weights,
+                                                int count, std::uint8_t* out) {
+  __m256i sums[width / 8];
+  for (__m256i& sum : sums) sum = _mm256_set1_epi32(1 << (precision - 1));
+  for (int k = 0; k < count; ++k, in += step) {
+    const __m256i weight = _mm256_set1_epi32(weights[k]);
+    for (int i = 0; i < width / 8; ++i) {
+      const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + 8 * i)));
+      sums[i] = _mm256_add_epi32(sums[i], _mm256_mullo_epi32(bytes, weight));
+    }
+  }
+  for (int i = 0; i < width / 8; i += 2) {  // packing clips, and works on halves, which the permutation puts in order
+    const __m256i low = _mm256_srai_epi32(sums[i], precision), high = _mm256_srai_epi32(sums[i + 1], precision);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8 * i), bytes);
+  }
+}
+
+template <int width>
+__attribute__((target("avx512f"))) void weigh_avx512(const std::uint8_t* in, std::size_t step,
+                                                     const std::int32_t* weights, int count, std::uint8_t* out) {
+  __m512i sums[width / 16];
+  for (__m512i& sum : sums) sum = _mm512_set1_epi32(1 << (precision - 1));
+  for (int k = 0; k < count; ++k, in += step) {
+    const __m512i weight = _mm512_set1_epi32(weights[k]);
+    for (int i = 0; i < width / 16; ++i) {
+      const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 16 * i)));
+      sums[i] = _mm512_add_epi32(sums[i], _mm512_mullo_epi32(bytes, weight));
+    }
+  }
+  for (int i = 0; i < width / 16; ++i) {
+    const __m512i sum = _mm512_max_epi32(_mm512_srai_epi32(sums[i], precision), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * i), _mm512_cvtusepi32_epi8(sum));
+  }
+}
+#endif
+
+/// The fastest that this processor can run.
+template <int width>
+Weigh choose() {
+#ifdef RECO_X86
+  if (__builtin_cpu_supports("avx512f")) return weigh_avx512<width>;
+  if (__builtin_cpu_supports("avx2")) return weigh_avx2<width>;
+#endif
+  return weigh<width>;
+}
+
 /// All output pixels of a tile.
-RECO_CLONES void horizontal_tile(const std::uint8_t* tile, const int* first, const int* count,
-                                 const std::int32_t* weights, std::size_t stride, int outputs, std::uint8_t* out) {
+void horizontal_tile(const std::uint8_t* tile, const int* first, const int* count, const std::int32_t* weights,
+                     std::size_t stride, int outputs, std::uint8_t* out) {
   constexpr int pixel = 3 * lanes;
+  static const Weigh weigh_pixel = choose<pixel>();
   for (int x = 0; x < outputs; ++x, weights += stride, out += pixel) {
-    weigh<pixel>(tile + static_cast<std::size_t>(first[x]) * pixel, pixel, weights, count[x], out);
+    weigh_pixel(tile + static_cast<std::size_t>(first[x]) * pixel, pixel, weights, count[x], out);
   }
 }
 
 /// One row of the result from `count` rows that lie `stride` bytes apart; all are padded to a multiple of `chunk`.
-RECO_CLONES void vertical_row(const std::uint8_t* in, std::size_t stride, const std::int32_t* weights, int count,
-                              std::size_t bytes, std::uint8_t* out) {
-  for (std::size_t at = 0; at < bytes; at += chunk) weigh<chunk>(in + at, stride, weights, count, out + at);
+void vertical_row(const std::uint8_t* in, std::size_t stride, const std::int32_t* weights, int count, std::size_t bytes,
+                  std::uint8_t* out) {
+  static const Weigh weigh_chunk = choose<chunk>();
+  for (std::size_t at = 0; at < bytes; at += chunk) weigh_chunk(in + at, stride, weights, count, out + at);
 }
 
 // ---- passes

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "memory_input.h"
 #include "memory_search.h"
@@ -23,6 +24,7 @@ void check_options(const SearchOptions& options, std::int64_t queries, const cha
   const auto lists = static_cast<std::int64_t>(options.exclude_keys.size());
   check(lists <= 1 || lists == queries, tag, "exclude_keys must be one list or one a query, ", queries, " in all, got ",
         lists);
+  check(options.effort >= 0, tag, "effort must not be negative, got ", options.effort);
   const bool number = !options.max_similarity || !std::isnan(*options.max_similarity);
   check(number, tag, "max_similarity must be a number, got NaN");
 }
@@ -35,10 +37,39 @@ std::vector<std::string> one_field(MemoryStore& store, std::span<const std::int6
   return values;
 }
 
+/// Runs work(first, count) page by page.
+template <typename Work>
+void in_pages(std::size_t total, float min_similarity, const Progress& progress, const Work& work) {
+  constexpr std::size_t page = 512;
+  check(min_similarity > -1 && min_similarity <= 1, "memory.duplicates",
+        "min_similarity must be above -1 and at most 1, got ", min_similarity);
+  use_threads();
+  for (std::size_t first = 0; first < total; first += page) {
+    const std::size_t count = std::min(page, total - first);
+    work(first, count);
+    const auto done = static_cast<std::int64_t>(first + count);
+    if (progress && !progress(done, static_cast<std::int64_t>(total))) {
+      fail("interrupted", "duplicates stopped after ", done, " of ", total);
+    }
+  }
+}
+
+/// Each once.
+std::vector<Duplicate> best_first(std::vector<Duplicate> found) {
+  const auto order = [](const Duplicate& a, const Duplicate& b) {
+    return std::tuple(-a.score, a.row, a.other) < std::tuple(-b.score, b.row, b.other);
+  };
+  std::sort(found.begin(), found.end(), order);
+  const auto same = [](const Duplicate& a, const Duplicate& b) { return a.row == b.row && a.other == b.other; };
+  found.erase(std::unique(found.begin(), found.end(), same), found.end());
+  return found;
+}
+
 }  // namespace
 
-Memory Memory::create(const std::filesystem::path& folder, std::int64_t dim, const std::string& encoder) {
-  MemoryStore::create(folder, dim, encoder);
+Memory Memory::create(const std::filesystem::path& folder, std::int64_t dim, const std::string& encoder,
+                      Storage storage) {
+  MemoryStore::create(folder, dim, storage, encoder);
   return open(folder, false, encoder);
 }
 
@@ -46,10 +77,25 @@ Memory Memory::open(const std::filesystem::path& folder, bool read_only, const s
   return Memory(std::shared_ptr<Impl>(new Impl{{folder, read_only, encoder}}));
 }
 
+std::vector<std::string> Memory::repair(const std::filesystem::path& folder) { return MemoryStore::repair(folder); }
+
 void Memory::add(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info) {
   use_threads();
-  impl_->store.add(image_embeddings, text_embeddings, info);
+  impl_->store.add(image_embeddings, text_embeddings, info, false);
 }
+
+void Memory::upsert(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info) {
+  use_threads();
+  impl_->store.add(image_embeddings, text_embeddings, info, true);
+}
+
+void Memory::attach(const std::filesystem::path& image_file, const std::filesystem::path& text_file,
+                    const RowInfo& info) {
+  use_threads();
+  impl_->store.attach({image_file, text_file}, info);
+}
+
+void Memory::compact() { impl_->store.compact(); }
 
 void Memory::remove(std::span<const std::string> keys) { impl_->store.remove(keys); }
 
@@ -61,16 +107,87 @@ Neighbors Memory::search(const MatrixView& queries, const SearchOptions& options
   const Matrix unit = unit_rows(queries, inverse_norms(queries, tag, "queries"));
   // Rows that come later than the snapshot cannot be found; the database knows the keys of all that can.
   const auto snapshot = impl_->store.snapshot(tag);
-  ExactSearch search{
-      .k = options.k, .modality = options.modality, .excluded = {}, .max_similarity = options.max_similarity};
+  MemorySearch search{.k = options.k,
+                      .modality = options.modality,
+                      .excluded = {},
+                      .max_similarity = options.max_similarity,
+                      .exact = options.exact,
+                      .effort = options.effort};
+  if (options.only_keys || !options.where.empty()) {
+    search.only = std::make_shared<RowSet>(impl_->store.select(options.only_keys, options.where), snapshot->rows);
+  }
   for (const auto& keys : options.exclude_keys) search.excluded.push_back(impl_->store.find_all(keys));
   Neighbors found;
   found.k = options.k;
-  exact_search(*snapshot, unit, search, found.rows, found.scores);
+  search_rows(*snapshot, unit, search, found.rows, found.scores);
   if (!options.partners) return found;
   const Modality other = options.modality == Modality::image ? Modality::text : Modality::image;
   found.partners = snapshot->gather({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, other);
   return found;
+}
+
+std::vector<IndexInfo> Memory::optimize(const OptimizeOptions& options, const Progress& progress) {
+  use_threads();
+  return impl_->store.optimize(options, progress);
+}
+
+IndexInfo Memory::adopt_index(const std::filesystem::path& file, Modality modality, const OptimizeOptions& options) {
+  use_threads();
+  return impl_->store.adopt_index(file, side_index(modality), options);
+}
+
+std::vector<Duplicate> Memory::duplicates(float min_similarity, Modality modality, const Progress& progress) const {
+  constexpr const char* tag = "memory.duplicates";
+  const auto snapshot = impl_->store.snapshot(tag);
+  const auto rows = snapshot->live_rows();
+  std::vector<Duplicate> found;
+  in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
+    const auto part = std::span(rows).subspan(first, count);
+    MemorySearch search{.k = 16, .modality = modality};
+    for (const std::int64_t row : part) search.excluded.push_back({row});
+    find_similar(*snapshot, snapshot->gather(part, modality), search, min_similarity, [&](auto i, const auto& other) {
+      found.push_back({std::min(part[i], other.row), std::max(part[i], other.row), other.score});
+    });
+  });
+  return best_first(std::move(found));
+}
+
+std::vector<Duplicate> Memory::duplicates(const Memory& against, float min_similarity, Modality modality,
+                                          const Progress& progress) const {
+  constexpr const char* tag = "memory.duplicates";
+  const auto snapshot = impl_->store.snapshot(tag), others = against.impl_->store.snapshot(tag);
+  check(against.dim() == dim(), tag, "both memories must have dim ", dim(), ", the other has ", against.dim());
+  check(encoder().empty() || against.encoder().empty() || encoder() == against.encoder(), tag,
+        "both memories must be of one encoder, this is of '", encoder(), "', the other of '", against.encoder(), "'");
+  const auto rows = others->live_rows();
+  std::vector<Duplicate> found;
+  in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
+    const auto part = std::span(rows).subspan(first, count);
+    find_similar(*snapshot, others->gather(part, modality), {.k = 16, .modality = modality}, min_similarity,
+                 [&](auto i, const auto& row) {
+                   found.push_back({row.row, part[i], row.score});
+                 });
+  });
+  return best_first(std::move(found));
+}
+
+std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_similarity, Modality modality,
+                                          const Progress& progress) const {
+  constexpr const char* tag = "memory.duplicates";
+  const auto snapshot = impl_->store.snapshot(tag);
+  check(against.rows() == 0 || against.cols() == dim(), tag, "against must have ", dim(), " columns, got ",
+        against.cols());
+  const Matrix unit = unit_rows(against, inverse_norms(against, tag, "against"));
+  std::vector<Duplicate> found;
+  const auto rows = static_cast<std::size_t>(unit.rows());
+  in_pages(rows, min_similarity, progress, [&](std::size_t first, std::size_t count) {
+    const auto begin = static_cast<std::int64_t>(first);
+    const Matrix part = unit.middleRows(begin, static_cast<std::int64_t>(count));
+    find_similar(*snapshot, part, {.k = 16, .modality = modality}, min_similarity, [&](auto i, const auto& row) {
+      found.push_back({row.row, begin + i, row.score});
+    });
+  });
+  return best_first(std::move(found));
 }
 
 MemoryRow Memory::get(const std::string& key) const {
@@ -88,7 +205,7 @@ bool Memory::contains(const std::string& key) const {
 
 std::int64_t Memory::size() const {
   const auto snapshot = impl_->store.snapshot("memory.size");
-  return snapshot->rows - snapshot->removed;
+  return snapshot->live_count();
 }
 
 std::int64_t Memory::dim() const { return impl_->store.dim(); }
@@ -99,13 +216,18 @@ MemoryInfo Memory::info() const {
   const auto snapshot = impl_->store.snapshot("memory.info");
   MemoryInfo info;
   info.path = impl_->store.folder().string();
-  info.rows = snapshot->rows - snapshot->removed;
+  info.rows = snapshot->live_count();
   info.removed = snapshot->removed;
   info.dim = dim();
+  info.storage = impl_->store.format().storage();
   info.encoder = encoder();
   info.bytes = impl_->store.bytes();
+  info.attached = impl_->store.attached_bytes();
   info.shards = impl_->store.shards();
   info.format = MemoryDatabase::format;
+  for (const auto& slot : snapshot->indexes) {
+    if (slot) info.indexes.push_back(index_info(slot->file()));
+  }
   return info;
 }
 

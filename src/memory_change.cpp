@@ -2,7 +2,6 @@
 // Changes: shards first, durably, then one transaction that makes them count.
 #include <algorithm>
 #include <set>
-#include <system_error>
 
 #include "io/file.h"
 #include "io/npy.h"
@@ -17,18 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Bytes of a shard's file at most: what add() holds in memory beside its input.
-constexpr std::int64_t kShardBytes = 256 << 20;
-
-/// Removes the files of shards that no transaction may refer to.
-struct NewFiles {
-  std::vector<fs::path> paths;
-  ~NewFiles() {
-    std::error_code ignored;
-    for (const fs::path& path : paths) fs::remove(path, ignored);
-  }
-};
-
 /// What add() was given, checked.
 struct Batch {
   std::array<MatrixView, 2> sides;
@@ -36,8 +23,8 @@ struct Batch {
   std::int64_t rows() const { return sides[0].rows(); }
 };
 
-Batch check_batch(const MatrixView& images, const MatrixView& texts, const RowInfo& info, std::int64_t dim) {
-  constexpr const char* tag = "memory.add";
+Batch check_batch(const MatrixView& images, const MatrixView& texts, const RowInfo& info, std::int64_t dim,
+                  const char* tag) {
   const auto check_columns = [&](const MatrixView& rows, const char* name) {
     check(rows.rows() == 0 || rows.cols() == dim, tag, name, " must have ", dim, " columns, got ", rows.cols());
   };
@@ -51,35 +38,48 @@ Batch check_batch(const MatrixView& images, const MatrixView& texts, const RowIn
 }
 
 /// Writes the rows from `first` on, as many as a shard takes.
-MemoryShard write_shard(const fs::path& folder, const Batch& batch, std::int64_t first, std::int64_t number,
-                        std::int64_t first_row, NewFiles& files) {
-  const std::int64_t dim = batch.sides[0].cols();
-  const std::int64_t most = std::max<std::int64_t>(1, kShardBytes / (dim * static_cast<std::int64_t>(sizeof(Half))));
-  MemoryShard shard{.number = number, .first_row = first_row, .rows = 0, .bytes = 0, .sha256 = {}};
+MemoryShard write_shard(const fs::path& folder, const RowFormat& format, const Batch& batch, std::int64_t first,
+                        std::int64_t number, std::int64_t first_row, NewFiles& files, std::span<std::int64_t> hashes) {
+  const std::int64_t most = std::max<std::int64_t>(1, kShardBytes / format.bytes());
+  MemoryShard shard;
+  shard.number = number;
+  shard.first_row = first_row;
   shard.rows = std::min(most, batch.rows() - first);
-  const std::string header = io::npy_header("<f2", {shard.rows, dim});
+  shard.end_row = first_row + shard.rows;
+  const std::string header = io::npy_header(format.dtype(), {shard.rows, format.columns()});
   for (std::size_t side = 0; side < 2; ++side) {
-    const auto halves = unit_halves(batch.sides[side], batch.inverse_norms[side], first, shard.rows);
-    const std::array parts{std::as_bytes(std::span(header)), std::as_bytes(std::span(halves))};
+    const auto rows = encoded_rows(format, batch.sides[side], batch.inverse_norms[side], first, shard.rows);
+#pragma omp parallel for schedule(static) if (shard.rows > 1'000)
+    for (std::int64_t i = 0; i < shard.rows; ++i) {
+      hashes[first + i] ^=
+          side_hash({rows.data() + i * format.bytes(), static_cast<std::size_t>(format.bytes())}, side);
+    }
+    const std::array parts{std::as_bytes(std::span(header)), std::span<const std::byte>(rows)};
     io::Sha256 sha;
     for (const auto part : parts) sha.update(part);
     shard.sha256[side] = sha.finish();
     shard.bytes = static_cast<std::int64_t>(parts[0].size() + parts[1].size());
-    files.paths.push_back(shard.file(folder, side));
-    io::write_file_durably(files.paths.back(), parts);
+    io::write_file_durably(files.add(shard.file(folder, side)), parts);
   }
   return shard;
 }
 
-void insert_rows(MemoryDatabase& database, const RowInfo& info, std::int64_t first_row) {
+}  // namespace
+
+void insert_rows(MemoryDatabase& database, const RowInfo& info, const std::vector<std::int64_t>& hashes,
+                 std::int64_t first_row) {
   MemoryText text;
   for (std::size_t i = 0; i < info.keys.size(); ++i) {
     text.key = info.keys[i];
     text.caption = info.captions.empty() ? "" : info.captions[i];
     text.metadata = info.metadata.empty() ? "{}" : info.metadata[i];
-    database.insert_row(first_row + static_cast<std::int64_t>(i), text);
+    const std::int64_t row = first_row + static_cast<std::int64_t>(i);
+    database.insert_row(row, text, hashes[i]);
+    if (text.key.empty()) database.remove_row(row);  // at once: two live rows may not have one key
   }
 }
+
+namespace {
 
 /// True for `<side>_00012.npy` and for the temporary files of such a name.
 bool shard_like(const fs::path& path, const std::string& side) {
@@ -91,32 +91,48 @@ bool shard_like(const fs::path& path, const std::string& side) {
   return rest == ".npy" || rest.starts_with(".npy.tmp-");
 }
 
+/// True for `image_12.safetensors`, `text_0.index` and for the temporary files of such names.
+bool index_like(const fs::path& path) {
+  const std::string name = path.filename().string();
+  const bool kind = name.find(".safetensors") != std::string::npos || name.find(".index") != std::string::npos;
+  const bool index = name.starts_with("image_") || name.starts_with("text_");
+  return kind && (index || (name.starts_with("checkpoint_") && name.find(".tmp") != std::string::npos));
+}
+
 }  // namespace
 
-void MemoryStore::add(const MatrixView& images, const MatrixView& texts, const RowInfo& info) {
-  constexpr const char* tag = "memory.add";
-  const Batch batch = check_batch(images, texts, info, dim_);
+void MemoryStore::add(const MatrixView& images, const MatrixView& texts, const RowInfo& info, bool replace) {
+  const char* tag = replace ? "memory.upsert" : "memory.add";
+  const Batch batch = check_batch(images, texts, info, dim(), tag);
   const std::lock_guard lock(write_mutex_);
   MemoryDatabase& database = writer(tag);
+  std::vector<std::int64_t> replaced;
   for (const std::string& key : info.keys) {
-    if (database.find(key) >= 0) fail(tag, "the key '", key, "' is already in '", folder_.string(), "'");
+    const std::int64_t row = database.find(key);
+    if (row >= 0 && !replace) fail(tag, "the key '", key, "' is already in '", folder_.string(), "'");
+    if (row >= 0) replaced.push_back(row);
   }
+  std::sort(replaced.begin(), replaced.end());
   if (batch.rows() == 0) return;
   Change change = begin_change();
   const std::int64_t first_row = change.state.rows;
   NewFiles files;
   std::vector<MemoryShard> shards;
+  std::vector<std::int64_t> hashes(info.keys.size());
   for (std::int64_t first = 0; first < batch.rows(); first += shards.back().rows) {
-    shards.push_back(write_shard(folder_, batch, first, ++change.last_shard, change.state.rows, files));
+    shards.push_back(
+        write_shard(folder_, format_, batch, first, ++change.last_shard, change.state.rows, files, hashes));
     change.state.add(shards.back());
     change.snapshot->append(folder_, shards.back());
   }
+  for (const std::int64_t row : replaced) change.state.remove(row);
+  change.snapshot->remove(replaced);
   io::Transaction transaction(database.connection(), io::Transaction::Kind::write);
-  insert_rows(database, info, first_row);
+  for (const std::int64_t row : replaced) database.remove_row(row);
+  insert_rows(database, info, hashes, first_row);
   for (const MemoryShard& shard : shards) database.insert_shard(shard);
   database.write_state(change.state);
-  // From here on the files stay: a commit that fails may still be found in the log by the next open.
-  files.paths.clear();
+  files.keep();
   commit(transaction, std::move(change));
 }
 
@@ -164,13 +180,17 @@ MemoryDatabase& MemoryStore::writer(const char* tag) {
 
 void MemoryStore::sweep() {
   std::set<fs::path> live;
-  for (const MemoryShard& shard : writer_->lists({}, -1).shards) {
+  const MemoryLists lists = writer_->lists({}, -1);
+  for (const MemoryShard& shard : lists.shards) {
     for (std::size_t side = 0; side < 2; ++side) live.insert(shard.file(folder_, side));
+    live.insert(shard.numbers_file(folder_));
   }
+  for (const MemoryIndexFile& index : lists.indexes) live.insert(index.file(folder_));
   std::vector<fs::path> orphans;
-  for (const char* side : kMemorySides) {
-    for (const fs::path& path : folder_entries(folder_ / side)) {
-      if (shard_like(path, side) && !live.contains(path)) orphans.push_back(path);
+  for (const char* name : {kMemorySides[0], kMemorySides[1], kNumbersFolder, kIndexFolder}) {
+    for (const fs::path& path : folder_entries(folder_ / name)) {
+      const bool ours = name == kIndexFolder ? index_like(path) : shard_like(path, name);
+      if (ours && !live.contains(path)) orphans.push_back(path);
     }
   }
   if (orphans.empty()) return;
@@ -180,8 +200,7 @@ void MemoryStore::sweep() {
   writer_->write_state(state_);
   transaction.commit();
   for (const fs::path& path : orphans) {
-    std::error_code ignored;
-    fs::remove(path, ignored);
+    io::remove_file(path);
   }
 }
 

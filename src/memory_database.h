@@ -5,13 +5,17 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "io/sqlite.h"
+#include "memory_index.h"
 #include "memory_snapshot.h"
 
 namespace reco {
@@ -19,22 +23,29 @@ namespace reco {
 /// The table `meta`: what the memory is, and digests over its lists.
 struct MemoryState {
   std::int64_t dim = 0;
+  Storage storage = Storage::float16;
   std::string encoder;
-  std::int64_t rows = 0;
-  std::int64_t removed = 0;
+  std::int64_t generation = 0;       ///< rises when shards are rewritten
+  std::int64_t rows = 0;             ///< one after the last row number that was given out
+  std::int64_t present = 0;          ///< rows in the shards
+  std::int64_t removed = 0;          ///< of them
   std::uint64_t removed_digest = 0;  ///< exclusive or of a hash of every removed row's number
   std::int64_t shards = 0;
-  std::string shards_digest;  ///< SHA-256 chained over the shards in their order
+  std::string shards_digest;   ///< SHA-256 chained over the shards in their order
+  std::string indexes_digest;  ///< SHA-256 over the indexes
 
   void add(const MemoryShard& shard);
   void remove(std::int64_t row);
+  void set(const std::vector<MemoryIndexFile>& indexes);
 };
 
 /// The state with its lists, checked against their digests.
 struct MemoryLists {
   MemoryState state;
-  std::vector<MemoryShard> shards;    ///< new ones
-  std::vector<std::int64_t> removed;  ///< all of them, ascending; none if nothing has changed
+  bool fresh = false;                    ///< the shards are not what follows the known ones but all of them
+  std::vector<MemoryShard> shards;       ///< new ones
+  std::vector<std::int64_t> removed;     ///< all of them, ascending; none if nothing has changed
+  std::vector<MemoryIndexFile> indexes;  ///< all of them
 };
 
 /// The words of one row.
@@ -43,6 +54,9 @@ struct MemoryText {
   std::string caption;
   std::string metadata;
 };
+
+/// A checksum of one side of a row; those of both sides together are its data_hash, by exclusive or.
+std::int64_t side_hash(std::span<const std::byte> embedding, std::size_t side);
 
 /// What verify() finds: one line a fault.
 struct MemoryFaults {
@@ -58,10 +72,11 @@ struct MemoryFaults {
 /// One connection. Not thread safe.
 class MemoryDatabase {
  public:
-  static constexpr std::int64_t format = 1;
+  /// Format 1 had no storage and no table of sources; a writer turns it into 2.
+  static constexpr std::int64_t format = 2;
 
   /// Makes a new database with an empty memory in it.
-  static void create(const std::filesystem::path& path, std::int64_t dim, const std::string& encoder);
+  static void create(const std::filesystem::path& path, std::int64_t dim, Storage storage, const std::string& encoder);
 
   /// True if the file is missing or what an interrupted create() left.
   static bool unfinished(const std::filesystem::path& path);
@@ -73,26 +88,56 @@ class MemoryDatabase {
   /// Another number whenever another connection has committed since.
   std::int64_t data_version();
 
-  /// What has changed since `known`, whose last shard was `last_shard`. Throws Error when something does not fit.
+  /// What has changed since `known`, whose last shard was `last_shard`; all, where the generation has. Throws Error
+  /// when something does not fit.
   MemoryLists lists(const MemoryState& known, std::int64_t last_shard);
 
   std::int64_t find(std::string_view key);                   ///< the live row of a key, -1 if there is none
   std::vector<std::int64_t> find_all(std::string_view key);  ///< removed rows that had the key too
-  MemoryText text(std::int64_t row);                         ///< removed rows keep their words
+  /// The live rows that fulfil an SQL condition on key, caption and metadata, ascending.
+  std::vector<std::int64_t> select(const std::string& where);
+  MemoryText text(std::int64_t row);  ///< removed rows keep their words
+
+  /// Makes a database of format 1 one of this format.
+  void upgrade();
+
+  /// Puts what the log holds into the database file, durably. A transaction of a killed writer may be in the log
+  /// without ever having been synced: whoever goes on from it must not lose it to a power cut later.
+  void settle();
 
   // Inside a write transaction:
-  void insert_row(std::int64_t row, const MemoryText& text);
+  void insert_row(std::int64_t row, const MemoryText& text, std::int64_t data_hash);
   void insert_shard(const MemoryShard& shard);
   void remove_row(std::int64_t row);
+  /// Forgets the removed rows, but for those of shards elsewhere, and puts other shards in the place of all.
+  void replace_shards(const std::vector<MemoryShard>& shards);
+  void write_indexes(const std::vector<MemoryIndexFile>& indexes);
   void write_state(const MemoryState& state);
 
-  /// Checks the pages, the indexes, the lists and every row.
-  void verify(MemoryFaults& faults);
+  // For repair(), which cannot count on the lists:
+  MemoryState unchecked_state();
+  std::vector<MemoryShard> all_shards() { return shards_after(-1); }
+  struct IntactRow {
+    std::int64_t row;
+    std::int64_t data_hash;
+    bool live;
+  };
+  /// The rows whose words fit their checksum, ascending.
+  std::vector<IntactRow> intact_rows();
+  /// Every row with its key, or an empty one where it was removed.
+  std::vector<std::pair<std::int64_t, std::string>> all_keys();
+  std::vector<MemoryIndexFile> all_indexes() { return indexes(); }
+  void delete_row(std::int64_t row);
+
+  /// Checks the pages, the lists and every row; `number` gives the number of the i-th row of the shards.
+  void verify(const std::function<std::int64_t(std::int64_t)>& number, MemoryFaults& faults);
 
  private:
   MemoryState state();
   std::vector<MemoryShard> shards_after(std::int64_t number);
+  void read_sources(std::vector<MemoryShard>& shards);
   std::vector<std::int64_t> removed_rows();
+  std::vector<MemoryIndexFile> indexes();
 
   /// Prepares a command on its first use; the text must be a literal.
   io::Statement& cached(const char* sql);

@@ -41,10 +41,11 @@ void check_count(std::size_t found, std::int64_t rows, bool optional, const char
   check(fits, tag, name, " must have one entry a row, ", rows, " in all, got ", found);
 }
 
-void check_keys(const std::vector<std::string>& keys, const char* tag) {
+void check_keys(const std::vector<std::string>& keys, const char* tag, bool empty_keys) {
   std::unordered_set<std::string_view> seen;
   seen.reserve(keys.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i].empty() && empty_keys) continue;
     check(!keys[i].empty() && keys[i].size() <= kLongestKey, tag, "keys must have 1 to ", kLongestKey, " bytes, key ",
           i, " has ", keys[i].size());
     check(is_utf8(keys[i]), tag, "keys must be UTF-8, key ", i, " is not");
@@ -54,11 +55,11 @@ void check_keys(const std::vector<std::string>& keys, const char* tag) {
 
 }  // namespace
 
-void check_info(const RowInfo& info, std::int64_t rows, const char* tag) {
+void check_info(const RowInfo& info, std::int64_t rows, const char* tag, bool empty_keys) {
   check_count(info.keys.size(), rows, false, tag, "keys");
   check_count(info.captions.size(), rows, true, tag, "captions");
   check_count(info.metadata.size(), rows, true, tag, "metadata");
-  check_keys(info.keys, tag);
+  check_keys(info.keys, tag, empty_keys);
   for (std::size_t i = 0; i < info.captions.size(); ++i) {
     if (!is_text(info.captions[i]))
       fail(tag, "captions must be UTF-8 of at most ", kLongestText, " bytes, caption ", i, " is not");
@@ -89,24 +90,22 @@ Matrix unit_rows(const MatrixView& rows, const std::vector<double>& inverse_norm
   return unit;
 }
 
-std::vector<Half> unit_halves(const MatrixView& rows, const std::vector<double>& inverse_norms, std::int64_t first,
-                              std::int64_t count) {
-  constexpr std::int64_t step = 64;
-  const std::int64_t dim = rows.cols();
-  const MemoryKernel& kernel = memory_kernel();
-  std::vector<Half> halves(static_cast<std::size_t>(count * dim));
-#pragma omp parallel for schedule(static) if (count * dim > 100'000)
-  for (std::int64_t i = 0; i < count; ++i) {
-    float unit[step];
-    const double inverse = inverse_norms[first + i];
-    const float* row = rows.row(first + i).data();
-    for (std::int64_t d = 0; d < dim; d += step) {
-      const std::int64_t size = std::min(step, dim - d);
-      for (std::int64_t j = 0; j < size; ++j) unit[j] = static_cast<float>(row[d + j] * inverse);
-      kernel.narrow(unit, size, halves.data() + i * dim + d);
+std::vector<std::byte> encoded_rows(const RowFormat& format, const MatrixView& rows,
+                                    const std::vector<double>& inverse_norms, std::int64_t first, std::int64_t count) {
+  const std::int64_t dim = format.dim();
+  std::vector<std::byte> encoded(static_cast<std::size_t>(count * format.bytes()));
+#pragma omp parallel if (count * dim > 100'000)
+  {
+    std::vector<float> unit(static_cast<std::size_t>(dim));
+#pragma omp for schedule(static)
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double inverse = inverse_norms[first + i];
+      const float* row = rows.row(first + i).data();
+      for (std::int64_t d = 0; d < dim; ++d) unit[d] = static_cast<float>(row[d] * inverse);
+      format.encode(unit.data(), encoded.data() + i * format.bytes());
     }
   }
-  return halves;
+  return encoded;
 }
 
 }  // namespace reco

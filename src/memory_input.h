@@ -5,15 +5,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "memory_kernel.h"
+#include "memory_rows.h"
 #include "reco/memory.h"
 #include "reco/types.h"
 
 namespace reco {
 
-/// Throws Error unless there is one non-empty key a row, none twice, and captions and metadata fit: one a row or none
-/// at all, text in UTF-8, metadata JSON objects.
-void check_info(const RowInfo& info, std::int64_t rows, const char* tag);
+/// Throws Error unless there is one key a row, none twice, none empty but where that is allowed, and captions and
+/// metadata fit: one a row or none at all, text in UTF-8, metadata JSON objects.
+void check_info(const RowInfo& info, std::int64_t rows, const char* tag, bool empty_keys = false);
 
 /// One over the length of each row. Throws Error, with `name`, for rows that are zero or not finite.
 std::vector<double> inverse_norms(const MatrixView& rows, const char* tag, const char* name);
@@ -21,8 +21,8 @@ std::vector<double> inverse_norms(const MatrixView& rows, const char* tag, const
 /// Rows scaled to unit length.
 Matrix unit_rows(const MatrixView& rows, const std::vector<double>& inverse_norms);
 
-/// The same for `count` rows from `first` on, in half precision.
-std::vector<Half> unit_halves(const MatrixView& rows, const std::vector<double>& inverse_norms, std::int64_t first,
-                              std::int64_t count);
+/// The same for `count` rows from `first` on, as they lie in a shard.
+std::vector<std::byte> encoded_rows(const RowFormat& format, const MatrixView& rows,
+                                    const std::vector<double>& inverse_norms, std::int64_t first, std::int64_t count);
 
 }  // namespace reco

@@ -14,6 +14,7 @@ namespace generic {
 typedef float V __attribute__((vector_size(16)));
 typedef std::int32_t I __attribute__((vector_size(16)));
 typedef Half H __attribute__((vector_size(8)));
+typedef std::int8_t B __attribute__((vector_size(4)));
 constexpr std::int64_t lanes = 4;
 constexpr int tile_queries = 3;
 
@@ -25,6 +26,12 @@ inline V widen_lanes(const Half* from) {
   const I bits = __builtin_convertvector(half, I);
   const V magnitude = reinterpret_cast<V>((bits & 0x7fff) << 13) * 0x1p112F;
   return reinterpret_cast<V>(reinterpret_cast<I>(magnitude) | ((bits & 0x8000) << 16));
+}
+
+inline V widen_lanes(const std::int8_t* from) {
+  B bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, V);
 }
 
 /// Round to nearest even; only finite magnitudes up to 65,504 occur.
@@ -72,6 +79,10 @@ inline V widen_lanes(const Half* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+inline V widen_lanes(const std::int8_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+
 inline void narrow_lanes(V value, Half* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -99,6 +110,11 @@ inline V widen_lanes(const Half* from) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+inline V widen_lanes(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+}
+
 inline void narrow_lanes(V value, Half* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -124,12 +140,15 @@ inline void sum4(V a, V b, V c, V d, float* out) {
 
 namespace {
 
-constexpr MemoryKernel generic_kernel{"generic",       generic::lanes,  generic::widen,
-                                      generic::narrow, generic::scores, generic::scores_of_one};
+#define RECO_KERNEL(level)                                                                              \
+  {                                                                                                     \
+#level, level::lanes, level::half::widen, level::narrow, level::scores, level::half::scores_of_one, \
+        level::int8::widen, level::int8::squares, level::int8::scores_of_one                            \
+  }
+constexpr MemoryKernel generic_kernel RECO_KERNEL(generic);
 #ifdef RECO_X86_KERNELS
-constexpr MemoryKernel avx2_kernel{"avx2", avx2::lanes, avx2::widen, avx2::narrow, avx2::scores, avx2::scores_of_one};
-constexpr MemoryKernel avx512_kernel{"avx512",       avx512::lanes,  avx512::widen,
-                                     avx512::narrow, avx512::scores, avx512::scores_of_one};
+constexpr MemoryKernel avx2_kernel RECO_KERNEL(avx2);
+constexpr MemoryKernel avx512_kernel RECO_KERNEL(avx512);
 #endif
 
 }  // namespace

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory_search.h"
 
-#include <omp.h>
-
 #include <algorithm>
-#include <cstring>
-#include <limits>
+#include <numeric>
 
+#include "memory_index.h"
 #include "memory_kernel.h"
-#include "reco/threads.h"
 
 namespace reco {
 
@@ -16,29 +13,23 @@ namespace {
 
 /// Rows scored at once: 64 rows of 512 floats stay in a core's second cache while all queries pass over them.
 constexpr std::int64_t kBlockRows = 64;
+/// Rows of a filter that a thread scores at once.
+constexpr std::int64_t kOnlyRows = 4'096;
 /// Candidates a thread keeps for the queries that scan together.
 constexpr std::int64_t kMostCandidates = 1 << 20;
 
-struct Candidate {
-  float score;
-  std::int64_t row;
-};
-
-constexpr Candidate kNothing{-std::numeric_limits<float>::infinity(), std::numeric_limits<std::int64_t>::max()};
-
-bool better(const Candidate& a, const Candidate& b) {
-  return a.score > b.score || (a.score == b.score && a.row < b.row);
-}
-
-/// The blocks of a snapshot, numbered through all segments; no block crosses a segment's end.
+/// The blocks of a snapshot from a row on, numbered through all segments; no block crosses a segment's end.
 class Blocks {
  public:
-  explicit Blocks(const MemorySnapshot& snapshot) : snapshot_(snapshot) {
+  Blocks(const MemorySnapshot& snapshot, std::int64_t first_row) {
     for (const MemorySegment& segment : snapshot.segments) {
-      ends_.push_back(count() + (segment.rows + kBlockRows - 1) / kBlockRows);
+      const std::int64_t begin = segment.index_from(first_row);
+      if (begin == segment.rows) continue;
+      parts_.push_back({&segment, begin, count()});
+      count_ += (segment.rows - begin + kBlockRows - 1) / kBlockRows;
     }
   }
-  std::int64_t count() const { return ends_.empty() ? 0 : ends_.back(); }
+  std::int64_t count() const { return count_; }
 
   struct Block {
     const MemorySegment& segment;
@@ -46,147 +37,167 @@ class Blocks {
     std::int64_t rows;
   };
   Block operator[](std::int64_t block) const {
-    const auto end = std::upper_bound(ends_.begin(), ends_.end(), block);
-    const MemorySegment& segment = snapshot_.segments[static_cast<std::size_t>(end - ends_.begin())];
-    const std::int64_t begin = (block - (end == ends_.begin() ? 0 : *std::prev(end))) * kBlockRows;
-    return {segment, begin, std::min(kBlockRows, segment.rows - begin)};
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), block,
+                                        [](std::int64_t b, const Part& part) { return b < part.first_block; });
+    const Part& part = *std::prev(after);
+    const std::int64_t begin = part.begin + (block - part.first_block) * kBlockRows;
+    return {*part.segment, begin, std::min(kBlockRows, part.segment->rows - begin)};
   }
 
  private:
-  const MemorySnapshot& snapshot_;
-  std::vector<std::int64_t> ends_;
+  struct Part {
+    const MemorySegment* segment;
+    std::int64_t begin;
+    std::int64_t first_block;
+  };
+  std::vector<Part> parts_;
+  std::int64_t count_ = 0;
 };
-
-/// One group of queries, padded to whole vectors.
-struct Group {
-  const MemorySnapshot& snapshot;
-  const ExactSearch& search;
-  const MemoryKernel& kernel;
-  std::int64_t first;  ///< number of its first query
-  std::int64_t count;
-  std::int64_t padded_dim;
-  std::vector<float> queries;
-
-  bool excluded(std::int64_t query, std::int64_t row) const {
-    if (search.excluded.empty()) return false;
-    const auto& rows = search.excluded.size() == 1 ? search.excluded[0] : search.excluded[first + query];
-    return std::binary_search(rows.begin(), rows.end(), row);
-  }
-};
-
-Group make_group(const MemorySnapshot& snapshot, const ExactSearch& search, const Matrix& queries, std::int64_t first,
-                 std::int64_t count) {
-  const MemoryKernel& kernel = memory_kernel();
-  const std::int64_t padded = (snapshot.dim + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  Group group{snapshot, search, kernel, first, count, padded, {}};
-  group.queries.resize(static_cast<std::size_t>(count * padded));
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::copy_n(queries.row(first + i).data(), snapshot.dim, group.queries.data() + i * padded);
-  }
-  return group;
-}
 
 /// What one thread works with. Allocates in the constructor only, so that no block can throw.
-class Worker {
+class Scanner {
  public:
-  explicit Worker(const Group& group)
+  explicit Scanner(const QueryGroup& group)
       : group_(group),
-        widened_(static_cast<std::size_t>(kBlockRows * group.padded_dim)),
+        widened_(static_cast<std::size_t>(group.count > 1 ? kBlockRows * group.format().width() : 0)),
         scores_(static_cast<std::size_t>(kBlockRows * group.count)),
-        best_(static_cast<std::size_t>(group.search.k * group.count), kNothing) {}
+        best_(group) {}
 
   void scan(const Blocks::Block& block) {
     score(block);
     for (std::int64_t i = 0; i < group_.count; ++i) select(i, block);
   }
 
-  /// The k candidates of a query, a heap with the worst at its front.
-  std::span<Candidate> best(std::int64_t query) {
-    const auto k = static_cast<std::size_t>(group_.search.k);
-    return {best_.data() + static_cast<std::size_t>(query) * k, k};
-  }
+  const Candidates& best() const { return best_; }
 
  private:
   void score(const Blocks::Block& block) {
-    const std::int64_t dim = group_.snapshot.dim;
-    const Half* rows = block.segment.sides[side_index(group_.search.modality)] + block.begin * dim;
-    if (group_.count == 1 && dim == group_.padded_dim) {
-      group_.kernel.scores_of_one(group_.queries.data(), rows, block.rows, dim, scores_.data());
-      return;
+    const RowFormat& format = group_.format();
+    std::array<const std::byte*, kBlockRows> rows;
+    for (std::int64_t j = 0; j < block.rows; ++j) {
+      rows[j] = block.segment.sides[group_.side()] + (block.begin + j) * format.bytes();
     }
-    if (dim == group_.padded_dim) {
-      group_.kernel.widen(rows, block.rows * dim, widened_.data());
+    if (group_.count == 1) {
+      format.scores_of_one(group_.prepared(0), rows.data(), block.rows, scores_.data());
     } else {
-      for (std::int64_t j = 0; j < block.rows; ++j) {
-        group_.kernel.widen(rows + j * dim, dim, widened_.data() + j * group_.padded_dim);
-      }
+      format.scores(group_.prepared(0), group_.count, rows.data(), block.rows, widened_.data(), scores_.data(),
+                    kBlockRows);
     }
-    group_.kernel.scores(group_.queries.data(), group_.count, widened_.data(), block.rows, group_.padded_dim,
-                         scores_.data(), kBlockRows);
   }
 
   void select(std::int64_t query, const Blocks::Block& block) {
-    const auto heap = best(query);
     const float* scores = scores_.data() + query * kBlockRows;
-    const float limit = group_.search.max_similarity.value_or(std::numeric_limits<float>::infinity());
-    float worst = heap.front().score;
+    float worst = best_.worst(query);
     for (std::int64_t j = 0; j < block.rows; ++j) {
-      if (!(scores[j] >= worst) || scores[j] > limit) continue;
-      const Candidate candidate{scores[j], block.segment.first_row + block.begin + j};
-      if (!better(candidate, heap.front()) || block.segment.removed(block.begin + j)) continue;
-      if (group_.excluded(query, candidate.row)) continue;
-      std::pop_heap(heap.begin(), heap.end(), better);
-      heap.back() = candidate;
-      std::push_heap(heap.begin(), heap.end(), better);
-      worst = heap.front().score;
+      if (!(scores[j] >= worst)) continue;
+      best_.offer(query, {scores[j], block.segment.number(block.begin + j)});
+      worst = best_.worst(query);
     }
   }
 
-  const Group& group_;
+  const QueryGroup& group_;
   std::vector<float> widened_;
   std::vector<float> scores_;
-  std::vector<Candidate> best_;
+  Candidates best_;
 };
 
-/// The best of all threads' candidates, into the results.
-void merge(std::vector<Worker>& workers, const Group& group, IndexMatrix& rows, Matrix& scores) {
-  std::vector<Candidate> all;
+/// All rows from `first_row` on.
+void scan_rows(const QueryGroup& group, std::int64_t first_row, Candidates& best) {
+  const Blocks blocks(group.snapshot, first_row);
+  if (blocks.count() == 0) return;
+  scan_on_threads<Scanner>(
+      group, blocks.count(), [&](Scanner& scanner, std::int64_t block) { scanner.scan(blocks[block]); }, best);
+}
+
+void write_results(const QueryGroup& group, const Candidates& best, IndexMatrix& rows, Matrix& scores) {
+  std::vector<Candidate> sorted;
   for (std::int64_t i = 0; i < group.count; ++i) {
-    all.clear();
-    for (Worker& worker : workers) {
-      const auto best = worker.best(i);
-      all.insert(all.end(), best.begin(), best.end());
-    }
-    std::partial_sort(all.begin(), all.begin() + group.search.k, all.end(), better);
+    const auto found = best.of(i);
+    sorted.assign(found.begin(), found.end());
+    std::sort(sorted.begin(), sorted.end(), better);
     for (std::int64_t j = 0; j < group.search.k; ++j) {
-      const bool found = all[j].row != kNothing.row;
-      rows(group.first + i, j) = found ? all[j].row : -1;
-      scores(group.first + i, j) = found ? all[j].score : 0.0F;
+      const bool there = sorted[j].row != kNothing.row;
+      rows(group.first + i, j) = there ? sorted[j].row : -1;
+      scores(group.first + i, j) = there ? sorted[j].score : 0.0F;
     }
   }
 }
 
-void search_group(const Group& group, const Blocks& blocks, IndexMatrix& rows, Matrix& scores) {
-  const auto count = static_cast<int>(std::clamp<std::int64_t>(blocks.count(), 1, threads()));
-  std::vector<Worker> workers;
-  workers.reserve(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) workers.emplace_back(group);
-#pragma omp parallel for schedule(dynamic) num_threads(count)
-  for (std::int64_t block = 0; block < blocks.count(); ++block) workers[omp_get_thread_num()].scan(blocks[block]);
-  merge(workers, group, rows, scores);
+/// Fewer than k were found though there may be more: an index sees a part only.
+std::vector<std::int64_t> unfilled(const QueryGroup& group, const Candidates& best) {
+  std::vector<std::int64_t> queries;
+  for (std::int64_t i = 0; i < group.count; ++i) {
+    if (best.worst(i) == kNothing.score) queries.push_back(i);
+  }
+  return queries;
+}
+
+/// Compares all queries with the rows that alone may be found.
+void scan_only(const QueryGroup& group, Candidates& best) {
+  std::vector<std::int32_t> queries(static_cast<std::size_t>(group.count));
+  std::iota(queries.begin(), queries.end(), 0);
+  const std::span rows(group.search.only->rows());
+  const auto blocks = static_cast<std::int64_t>((rows.size() + kOnlyRows - 1) / kOnlyRows);
+  const auto scan = [&](RowScanner& scanner, std::int64_t block) {
+    const auto first = static_cast<std::size_t>(block * kOnlyRows);
+    scanner.scan(rows.subspan(first, std::min<std::size_t>(kOnlyRows, rows.size() - first)), queries);
+  };
+  scan_on_threads<RowScanner>(group, blocks, scan, best);
+}
+
+/// Compares some queries of a group with every row.
+void fill_exactly(const QueryGroup& group, const std::vector<std::int64_t>& queries, Candidates& best) {
+  for (const std::int64_t i : queries) {
+    const Matrix query = Eigen::Map<const Matrix>(group.query(i), 1, group.snapshot.dim());
+    MemorySearch search = group.search;
+    if (search.excluded.size() > 1) search.excluded = {search.excluded[group.first + i]};
+    const QueryGroup one(group.snapshot, search, query, 0, 1);
+    Candidates all(one);
+    scan_rows(one, 0, all);
+    best.replace(i, all.of(0));
+  }
 }
 
 }  // namespace
 
-void exact_search(const MemorySnapshot& snapshot, const Matrix& queries, const ExactSearch& search, IndexMatrix& rows,
-                  Matrix& scores) {
+void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const MemorySearch& search, IndexMatrix& rows,
+                 Matrix& scores) {
   rows.resize(queries.rows(), search.k);
   scores.resize(queries.rows(), search.k);
-  const Blocks blocks(snapshot);
+  const auto& slot = snapshot.indexes[side_index(search.modality)];
+  // Of few rows that may be found, an index would find next to nothing.
+  const bool few = search.only && static_cast<std::int64_t>(search.only->rows().size()) <= snapshot.present / 8;
+  const auto index = slot && !search.exact && !few ? slot->get() : nullptr;
   const std::int64_t size = std::clamp<std::int64_t>(kMostCandidates / search.k, 16, 1024);
   for (std::int64_t first = 0; first < queries.rows(); first += size) {
-    const std::int64_t count = std::min(size, queries.rows() - first);
-    search_group(make_group(snapshot, search, queries, first, count), blocks, rows, scores);
+    const QueryGroup group(snapshot, search, queries, first, std::min(size, queries.rows() - first));
+    Candidates best(group);
+    if (few) {
+      scan_only(group, best);
+      write_results(group, best, rows, scores);
+      continue;
+    }
+    if (index) index->search(group, best);
+    scan_rows(group, index ? slot->file().end_row : 0, best);
+    if (index) fill_exactly(group, unfilled(group, best), best);
+    write_results(group, best, rows, scores);
+  }
+}
+
+void find_similar(const MemorySnapshot& snapshot, const Matrix& queries, MemorySearch search, float min_similarity,
+                  const std::function<void(std::int64_t query, const Candidate&)>& found) {
+  IndexMatrix rows;
+  Matrix scores;
+  // As many as there are: while the last neighbour of any query is similar enough, there may be more.
+  for (bool more = true; more; search.k *= 4) {
+    search_rows(snapshot, queries, search, rows, scores);
+    more = 4 * search.k <= 4'096 &&
+           ((rows.col(search.k - 1).array() >= 0) && (scores.col(search.k - 1).array() >= min_similarity)).any();
+  }
+  for (Eigen::Index i = 0; i < rows.rows(); ++i) {
+    for (Eigen::Index j = 0; j < rows.cols() && rows(i, j) >= 0 && scores(i, j) >= min_similarity; ++j) {
+      found(i, {scores(i, j), rows(i, j)});
+    }
   }
 }
 

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact search over a snapshot.
+// Search over a snapshot: exact, or through an index where there is one, with the rows after it searched exactly.
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <functional>
+#include <span>
 #include <vector>
 
+#include "memory_candidates.h"
 #include "memory_snapshot.h"
+#include "reco/memory.h"
 #include "reco/types.h"
 
 namespace reco {
 
-struct ExactSearch {
-  std::int64_t k = 10;
-  Modality modality = Modality::image;
-  /// Rows that must not be found, ascending: empty, one list for all queries, or one list a query.
-  std::vector<std::vector<std::int64_t>> excluded;
-  std::optional<float> max_similarity;
-};
-
 /// The k best live rows of each unit query by inner product, best first, the lower row first among equals; where fewer
-/// are left, row -1 and score 0. The same whatever the threads and whatever else is in the batch.
-void exact_search(const MemorySnapshot& snapshot, const Matrix& queries, const ExactSearch& search, IndexMatrix& rows,
-                  Matrix& scores);
+/// are left, row -1 and score 0. The same whatever the threads and whatever else is in the batch, in every kind of
+/// search.
+void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const MemorySearch& search, IndexMatrix& rows,
+                 Matrix& scores);
+
+/// Calls found(query, candidate) for every live row that is at least as similar to a unit query as that, with search.k
+/// for a start.
+void find_similar(const MemorySnapshot& snapshot, const Matrix& queries, MemorySearch search, float min_similarity,
+                  const std::function<void(std::int64_t query, const Candidate&)>& found);
 
 }  // namespace reco

@@ -29,7 +29,8 @@ bool unfinished(const fs::path& folder) {
   static const std::set<std::string> ours{kLock, "memory.sqlite", "memory.sqlite-wal", "memory.sqlite-shm",
                                           "memory.sqlite-journal"};
   for (const fs::path& path : folder_entries(folder)) {
-    const bool side = path.filename() == kMemorySides[0] || path.filename() == kMemorySides[1];
+    const bool side = path.filename() == kMemorySides[0] || path.filename() == kMemorySides[1] ||
+                      path.filename() == kIndexFolder || path.filename() == kNumbersFolder;
     std::error_code error;
     const bool empty = side && fs::is_directory(path, error) && folder_entries(path).empty();
     if (!empty && !ours.contains(path.filename().string())) return false;
@@ -50,6 +51,12 @@ std::int64_t file_size(const fs::path& path) {
   return error ? 0 : static_cast<std::int64_t>(size);
 }
 
+/// Of the shards that lie elsewhere, one side.
+std::int64_t bytes_elsewhere(io::Database& database) {
+  if (database.integer("PRAGMA user_version") < 2) return 0;
+  return database.integer("SELECT coalesce(sum(bytes), 0) FROM shards JOIN sources USING (shard)");
+}
+
 }  // namespace
 
 std::vector<fs::path> folder_entries(const fs::path& folder) {
@@ -62,15 +69,16 @@ std::vector<fs::path> folder_entries(const fs::path& folder) {
   return found;
 }
 
-void MemoryStore::create(const fs::path& folder, std::int64_t dim, const std::string& encoder) {
+void MemoryStore::create(const fs::path& folder, std::int64_t dim, Storage storage, const std::string& encoder) {
   constexpr const char* tag = "memory.create";
   check(dim >= 1 && dim <= 65'536, tag, "dim must be from 1 to 65,536, got ", dim);
+  const RowFormat format(storage, dim);  // or an Error before anything is written
   make_folder(folder);
   check(unfinished(folder), tag, "the folder '", folder.string(), "' must be empty or not there yet");
   const io::FileLock lock(folder / kLock, kHolder);
   check(unfinished(folder), tag, "the folder '", folder.string(), "' was filled by another process");
-  for (const char* side : kMemorySides) make_folder(folder / side);
-  MemoryDatabase::create(folder / kDatabase, dim, encoder);
+  for (const char* name : {kMemorySides[0], kMemorySides[1], kIndexFolder, kNumbersFolder}) make_folder(folder / name);
+  MemoryDatabase::create(folder / kDatabase, format.dim(), storage, encoder);
   io::sync_folder(folder);
   try {
     io::sync_folder(absolute_path(folder).parent_path());
@@ -90,6 +98,8 @@ MemoryStore::MemoryStore(const fs::path& folder, bool read_only, const std::stri
   check(same, tag, "'", folder.string(), "' must be of the encoder '", encoder, "', it is of '", encoder_, "'");
   if (read_only) return;
   writer_ = std::make_unique<MemoryDatabase>(folder / kDatabase, io::DatabaseMode::read_write);
+  writer_->upgrade();
+  writer_->settle();
   sweep();
 }
 
@@ -116,19 +126,42 @@ void MemoryStore::refresh() {
 }
 
 void MemoryStore::load() {
-  const std::int64_t version = reader_->data_version();
+  for (int attempts = 3;; --attempts) {
+    const std::int64_t version = reader_->data_version();
+    try {
+      load_version(version);
+      return;
+    } catch (const Error&) {
+      // A writer may have compacted files away while they were being opened.
+      if (attempts == 0 || reader_->data_version() == version) throw;
+    }
+  }
+}
+
+void MemoryStore::load_version(std::int64_t version) {
   io::Transaction transaction(reader_->connection(), io::Transaction::Kind::read);
   const MemoryLists lists = reader_->lists(state_, last_shard_);
-  auto next = snapshot_ ? std::make_shared<MemorySnapshot>(*snapshot_) : std::make_shared<MemorySnapshot>();
-  next->dim = lists.state.dim;
+  const bool first = snapshot_ == nullptr;
+  auto next = first || lists.fresh ? std::make_shared<MemorySnapshot>() : std::make_shared<MemorySnapshot>(*snapshot_);
+  next->format = RowFormat(lists.state.storage, lists.state.dim);
   for (const MemoryShard& shard : lists.shards) next->append(folder_, shard);
+  next->rows = lists.state.rows;
   next->remove(lists.removed);
+  if (!first && lists.fresh) next->indexes = snapshot_->indexes;
+  if (first || lists.state.indexes_digest != state_.indexes_digest) {
+    next->indexes = {};
+    for (const MemoryIndexFile& index : lists.indexes) {
+      next->indexes[static_cast<std::size_t>(index.modality)] =
+          std::make_shared<IndexSlot>(folder_, index, lists.state.dim);
+    }
+  }
   transaction.commit();
-  if (!snapshot_) {
-    dim_ = lists.state.dim;
+  if (first) {
+    format_ = next->format;
     encoder_ = lists.state.encoder;
   }
-  if (!lists.shards.empty()) last_shard_ = lists.shards.back().number;
+  if (lists.fresh) last_shard_ = -1;
+  for (const MemoryShard& shard : lists.shards) last_shard_ = std::max(last_shard_, shard.number);
   state_ = lists.state;
   snapshot_ = std::move(next);
   version_ = version;
@@ -166,6 +199,25 @@ std::vector<std::int64_t> MemoryStore::find_all(std::span<const std::string> key
   return rows;
 }
 
+MemoryDatabase MemoryStore::another_reader(const char* tag) {
+  const std::lock_guard lock(read_mutex_);
+  reader(tag);
+  return {folder_ / kDatabase, immutable_ ? io::DatabaseMode::immutable : io::DatabaseMode::read_only};
+}
+
+std::vector<std::int64_t> MemoryStore::select(const std::optional<std::vector<std::string>>& keys,
+                                              const std::string& where) {
+  std::vector<std::int64_t> rows;
+  if (!where.empty()) rows = another_reader("memory.search").select(where);
+  if (!keys) return rows;
+  auto wanted = find_all(*keys);
+  wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+  if (where.empty()) return wanted;
+  std::vector<std::int64_t> both;
+  std::set_intersection(rows.begin(), rows.end(), wanted.begin(), wanted.end(), std::back_inserter(both));
+  return both;
+}
+
 std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
   constexpr const char* tag = "memory.read";
   const std::lock_guard lock(read_mutex_);
@@ -174,7 +226,8 @@ std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     check(rows[i] >= -1 && rows[i] < snapshot_->rows, tag, "rows must be from -1 to ", snapshot_->rows - 1, ", got ",
           rows[i]);
-    if (rows[i] >= 0) texts[i] = database.text(rows[i]);
+    // What was removed and compacted away has no words any more.
+    if (snapshot_->place(rows[i]).segment != nullptr) texts[i] = database.text(rows[i]);
   }
   return texts;
 }
@@ -182,8 +235,14 @@ std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
 std::int64_t MemoryStore::bytes() {
   const std::lock_guard lock(read_mutex_);
   const std::string name = (folder_ / kDatabase).string();
-  return 2 * reader("memory.info").connection().integer("SELECT coalesce(sum(bytes), 0) FROM shards") +
-         file_size(name) + file_size(name + "-wal");
+  auto& database = reader("memory.info").connection();
+  return 2 * database.integer("SELECT coalesce(sum(bytes), 0) FROM shards") - 2 * bytes_elsewhere(database) +
+         database.integer("SELECT coalesce(sum(bytes), 0) FROM indexes") + file_size(name) + file_size(name + "-wal");
+}
+
+std::int64_t MemoryStore::attached_bytes() {
+  const std::lock_guard lock(read_mutex_);
+  return 2 * bytes_elsewhere(reader("memory.info").connection());
 }
 
 std::int64_t MemoryStore::shards() {

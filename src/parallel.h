@@ -10,13 +10,13 @@
 
 namespace reco {
 
-/// Runs work(0) to work(count - 1) on threads() threads. Nothing leaves the parallel region: what the lowest index
+/// Runs work(0) to work(count - 1) on `most` threads. Nothing leaves the parallel region: what the lowest index
 /// threw is thrown afterwards.
 template <typename Work>
-void parallel_for(std::int64_t count, const Work& work) {
+void parallel_for(std::int64_t count, const Work& work, int most = threads()) {
   std::exception_ptr error;
   std::int64_t failed = count;
-#pragma omp parallel for schedule(dynamic) num_threads(threads())
+#pragma omp parallel for schedule(dynamic) num_threads(most)
   for (std::int64_t i = 0; i < count; ++i) {
     try {
       work(i);

@@ -5,12 +5,17 @@
 #include <array>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "model_format.h"
 #include "parallel.h"
 #include "reco/error.h"
+#include "token_finder.h"
 #include "tokenizer_files.h"
+#include "tokenizer_pieces.h"
 #include "unicode.h"
 
 namespace reco {
@@ -137,11 +142,26 @@ class Merger {
 
 // ---- splitting
 
+/// The one mark whose capital is a letter: where case is ignored, it belongs to no part of the pattern, and is dropped.
+constexpr char32_t lone_iota = 0x345;
+
+/// As open_clip's pattern, which ignores case, sees a code point.
+char32_t fold(char32_t point) {
+  if (point >= 'A' && point <= 'Z') return point + ('a' - 'A');
+  return point == 0x17F ? U's' : point == 0x212A ? U'k' : point;  // the long s and the Kelvin sign
+}
+
+bool starts_with(std::u32string_view text, std::u32string_view start, bool any_case) {
+  if (!any_case) return text.starts_with(start);
+  return text.size() >= start.size() &&
+         std::equal(start.begin(), start.end(), text.begin(), [](char32_t a, char32_t b) { return a == fold(b); });
+}
+
 /// How many code points of "'s", "'re", ... the text starts with; 0 if none.
-std::size_t contraction(std::u32string_view text) {
+std::size_t contraction(std::u32string_view text, bool any_case) {
   if (text[0] != U'\'') return 0;
   for (const std::u32string_view ending : {U"'s", U"'t", U"'re", U"'ve", U"'m", U"'ll", U"'d"}) {
-    if (text.starts_with(ending)) return ending.size();
+    if (starts_with(text, ending, any_case)) return ending.size();
   }
   return 0;
 }
@@ -153,12 +173,13 @@ std::size_t run_length(std::u32string_view text, const Predicate& belongs) {
 }
 
 /// The length of the word at the start of the text: a contraction, letters, one number, or others that are no space.
-std::size_t word_length(std::u32string_view text) {
-  if (const std::size_t length = contraction(text)) return length;
+std::size_t word_length(std::u32string_view text, bool any_case = false) {
+  if (const std::size_t length = contraction(text, any_case)) return length;
   if (unicode::is_letter(text[0])) return run_length(text, unicode::is_letter);
   if (unicode::is_number(text[0])) return 1;
-  return run_length(
-      text, [](char32_t c) { return !unicode::is_space(c) && !unicode::is_letter(c) && !unicode::is_number(c); });
+  return run_length(text, [&](char32_t c) {
+    return !unicode::is_space(c) && !unicode::is_letter(c) && !unicode::is_number(c) && !(any_case && c == lone_iota);
+  });
 }
 
 /// The length of a special token's name at the start of the text, 0 if there is none. The pattern that splits words
@@ -191,6 +212,23 @@ bool for_each_word(std::u32string_view text, const Visit& visit) {
   return true;
 }
 
+/// The same by open_clip's pattern, where the name of a special token is one word.
+template <typename Visit>
+bool for_each_simple_word(std::u32string_view text, const std::vector<std::u32string>& names, const Visit& visit) {
+  while (!text.empty()) {
+    if (unicode::is_space(text[0]) || text[0] == lone_iota) {
+      text.remove_prefix(1);
+      continue;
+    }
+    const auto name =
+        std::find_if(names.begin(), names.end(), [&](const auto& x) { return starts_with(text, x, true); });
+    const std::size_t length = name != names.end() ? name->size() : word_length(text, true);
+    if (!visit(text.substr(0, length))) return false;
+    text.remove_prefix(length);
+  }
+  return true;
+}
+
 std::u32string collapse_spaces(const std::u32string& text) {
   std::u32string out;
   out.reserve(text.size());
@@ -205,39 +243,6 @@ std::u32string collapse_spaces(const std::u32string& text) {
 }
 
 std::u32string normalize(const std::u32string& text) { return unicode::lower(collapse_spaces(unicode::nfc(text))); }
-
-/// Finds added tokens: at each place the longest.
-class Finder {
- public:
-  void add(std::u32string content, std::int64_t id) {
-    if (content.empty()) return;
-    starts_.push_back(content[0]);
-    tokens_.push_back({std::move(content), id});
-    const auto longer = [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); };
-    std::stable_sort(tokens_.begin(), tokens_.end(), longer);
-  }
-
-  /// Calls between(text) and token(id) in turn until one returns false.
-  template <typename Between, typename Token>
-  bool split(std::u32string_view text, const Between& between, const Token& token) const {
-    for (std::size_t at = text.find_first_of(starts_); at != text.npos; at = text.find_first_of(starts_, at)) {
-      const auto match = std::find_if(tokens_.begin(), tokens_.end(),
-                                      [&](const auto& entry) { return text.substr(at).starts_with(entry.first); });
-      if (match == tokens_.end()) {
-        ++at;
-        continue;
-      }
-      if ((at > 0 && !between(text.substr(0, at))) || !token(match->second)) return false;
-      text.remove_prefix(at + match->first.size());
-      at = 0;
-    }
-    return text.empty() || between(text);
-  }
-
- private:
-  std::u32string starts_;
-  std::vector<std::pair<std::u32string, std::int64_t>> tokens_;  // the longest first
-};
 
 /// The characters that stand for bytes in the vocabulary: printable Latin-1 for itself, the rest from U+0100 on.
 std::array<std::string, 256> byte_characters() {
@@ -254,17 +259,53 @@ std::array<std::string, 256> byte_characters() {
 
 struct Tokenizer::Impl {
   explicit Impl(const TokenizerFiles& files)
-      : merges(files), start(files.start), end(files.end), pad(files.pad), size(files.size) {
+      : merges(files),
+        cleaning(files.cleaning),
+        characters(files.characters),
+        simple(files.simple),
+        start(files.start),
+        end(files.end),
+        pad(files.pad),
+        size(files.size) {
+    constexpr std::array names{"hugging face", "open_clip lower", "open_clip whitespace", "open_clip canonicalize"};
+    cleaning_name = names.at(static_cast<std::size_t>(cleaning));
+    if (characters && cleaning == Cleaning::none) cleaning_name = characters->lower_case ? "siglip2 lower" : "siglip2";
     for (const AddedToken& token : files.added) {
       const std::u32string content = unicode::decode(token.content);
       token.normalized ? normalized.add(normalize(content), token.id) : raw.add(content, token.id);
     }
-    const auto characters = byte_characters();
+    characters ? learn_characters(files) : learn_bytes(files);
+  }
+
+  void learn_bytes(const TokenizerFiles& files) {
+    const auto symbols = byte_characters();
     for (std::size_t byte = 0; byte < 256; ++byte) {
-      bytes[byte] = id_of(files, characters[byte]);
-      last_bytes[byte] = id_of(files, characters[byte] + word_end);
+      bytes[byte] = id_of(files, symbols[byte]);
+      last_bytes[byte] = id_of(files, symbols[byte] + word_end);
     }
   }
+
+  /// Tokens of one character, and of the bytes that stand for other characters.
+  void learn_characters(const TokenizerFiles& files) {
+    for (const auto& [token, id] : files.vocabulary) {
+      const std::u32string text = unicode::decode(token);
+      if (text.size() == 1) points[text[0]] = static_cast<std::uint32_t>(id);
+    }
+    constexpr const char* digits = "0123456789ABCDEF";
+    for (std::size_t byte = 0; byte < 256; ++byte) {
+      bytes[byte] = id_of(files, std::string("<0x") + digits[byte / 16] + digits[byte % 16] + '>');
+    }
+  }
+
+  /// SigLIP's; nothing else of this is used.
+  explicit Impl(PieceTokenizer tokenizer)
+      : merges(TokenizerFiles{}),
+        pieces(std::move(tokenizer)),
+        cleaning_name("siglip"),
+        start(-1),
+        end(pieces->end_id()),
+        pad(pieces->pad_id()),
+        size(pieces->size()) {}
 
   static std::uint32_t id_of(const TokenizerFiles& files, const std::string& token) {
     const auto found = files.vocabulary.find(token);
@@ -275,10 +316,16 @@ struct Tokenizer::Impl {
   }
 
   MergeTable merges;
-  Finder raw;         // added tokens that are found before,
-  Finder normalized;  // and after the text is normalised
+  std::optional<PieceTokenizer> pieces;
+  TokenFinder raw;         // added tokens that are found before,
+  TokenFinder normalized;  // and after the text is normalised
   std::array<std::uint32_t, 256> bytes{};
   std::array<std::uint32_t, 256> last_bytes{};  // of a byte that ends a word
+  Cleaning cleaning = Cleaning::none;
+  std::string cleaning_name;
+  std::optional<CharacterFiles> characters;
+  std::unordered_map<char32_t, std::uint32_t> points;  // tokens of one character
+  std::vector<std::u32string> simple;  // what open_clip's own tokenizer takes for start and end in a text
   std::int64_t start;
   std::int64_t end;
   std::int64_t pad;
@@ -294,8 +341,21 @@ class Encoder {
   explicit Encoder(const Impl& impl) : impl_(impl), merger_(impl.merges) {}
 
   const std::vector<std::int64_t>& encode(std::string_view text, std::int64_t max_length) {
+    if (impl_.characters) return encode_characters(text, static_cast<std::size_t>(max_length));
+    if (impl_.pieces) return ids_ = impl_.pieces->encode(text, max_length);
     const auto room = static_cast<std::size_t>(max_length) - 1;
     ids_.assign(1, impl_.start);
+    if (room > 1) {
+      std::u32string points = clean(unicode::decode(text), impl_.cleaning);
+      impl_.simple.empty() ? split(points, room) : split_simple(points, room);
+    }
+    ids_.resize(std::min(ids_.size(), room));
+    ids_.push_back(impl_.end);
+    return ids_;
+  }
+
+ private:
+  void split(std::u32string_view text, std::size_t room) {
     const auto add = [&](std::int64_t id) {
       ids_.push_back(id);
       return ids_.size() < room;
@@ -306,18 +366,58 @@ class Encoder {
         return ids_.size() < room;
       });
     };
-    if (room > 1) {
-      impl_.raw.split(
-          unicode::decode(text),
-          [&](std::u32string_view part) { return impl_.normalized.split(normalize(std::u32string(part)), words, add); },
-          add);
-    }
+    impl_.raw.split(
+        text,
+        [&](std::u32string_view part) { return impl_.normalized.split(normalize(std::u32string(part)), words, add); },
+        add);
+  }
+
+  void split_simple(std::u32string_view text, std::size_t room) {
+    for_each_simple_word(text, impl_.simple, [&](std::u32string_view word) {
+      if (word == impl_.simple[0]) {
+        ids_.push_back(impl_.start);
+      } else if (word == impl_.simple[1]) {
+        ids_.push_back(impl_.end);
+      } else {
+        encode_word(word);
+      }
+      return ids_.size() < room;
+    });
+  }
+
+  const std::vector<std::int64_t>& encode_characters(std::string_view text, std::size_t max_length) {
+    const auto& [lower_case, before, after] = *impl_.characters;
+    const std::size_t room = max_length - std::min(max_length, after.size());
+    ids_ = before;
+    const auto part = [&](std::u32string_view piece) {
+      merge_characters(lower_case ? unicode::lower(std::u32string(piece)) : std::u32string(piece));
+      return ids_.size() < room;
+    };
+    const auto token = [&](std::int64_t id) {
+      ids_.push_back(id);
+      return ids_.size() < room;
+    };
+    impl_.raw.split(clean(unicode::decode(text), impl_.cleaning), part, token);
     ids_.resize(std::min(ids_.size(), room));
-    ids_.push_back(impl_.end);
+    ids_.insert(ids_.end(), after.begin(), after.end());
     return ids_;
   }
 
- private:
+  void merge_characters(const std::u32string& text) {
+    symbols_.clear();
+    for (const char32_t point : text) {
+      const auto found = impl_.points.find(point == U' ' ? U'\u2581' : point);
+      if (found != impl_.points.end()) {
+        symbols_.push_back(found->second);
+        continue;
+      }
+      utf8_.clear();
+      unicode::append(point, utf8_);
+      for (const char byte : utf8_) symbols_.push_back(impl_.bytes[static_cast<std::uint8_t>(byte)]);
+    }
+    merger_.run(symbols_, ids_);
+  }
+
   void encode_word(std::u32string_view word) {
     utf8_.clear();
     for (const char32_t point : word) unicode::append(point, utf8_);
@@ -342,8 +442,11 @@ void check_length(std::int64_t max_length) {
 
 }  // namespace
 
-Tokenizer Tokenizer::load(const std::filesystem::path& folder) {
-  return Tokenizer(std::make_shared<const Impl>(read_tokenizer_files(folder)));
+Tokenizer Tokenizer::load(const std::filesystem::path& path) {
+  if (model_format(path) == ModelFormat::hugging_face && PieceTokenizer::is_in(path)) {
+    return Tokenizer(std::make_shared<const Impl>(PieceTokenizer(path)));
+  }
+  return Tokenizer(std::make_shared<const Impl>(read_tokenizer_files(path)));
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text, std::int64_t max_length) const {
@@ -366,6 +469,7 @@ IndexMatrix Tokenizer::encode(std::span<const std::string> texts, std::int64_t m
   return ids;
 }
 
+const std::string& Tokenizer::cleaning() const { return impl_->cleaning_name; }
 std::int64_t Tokenizer::size() const { return impl_->size; }
 std::int64_t Tokenizer::start_id() const { return impl_->start; }
 std::int64_t Tokenizer::end_id() const { return impl_->end; }

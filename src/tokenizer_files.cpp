@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <map>
 #include <optional>
 #include <set>
 #include <string_view>
 
 #include "io/json.h"
+#include "model_format.h"
+#include "tokenizer_vocabulary.h"
 
 namespace reco {
 
@@ -43,88 +44,6 @@ struct Configuration {
 std::optional<json> read_optional(const fs::path& file) {
   if (!fs::exists(file)) return std::nullopt;
   return io::read_json_object(file, tag, max_bytes);
-}
-
-std::int64_t token_id(const json& value, const fs::path& file, const std::string& token) {
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-  check(value.is_number_integer() && value >= 0 && value <= most, tag, "the id of '", token.substr(0, 80),
-        "' must be an integer from 0 to ", most, ", got ", io::brief(value), " in '", file.string(), "'");
-  return value.get<std::int64_t>();
-}
-
-// ---- vocabulary and merges
-
-std::unordered_map<std::string, std::int64_t> parse_vocabulary(const json& object, const fs::path& file) {
-  check(object.is_object() && !object.empty(), tag, "'", file.string(), "' must have a vocabulary {token: id, ...}");
-  std::unordered_map<std::string, std::int64_t> vocabulary;
-  vocabulary.reserve(object.size());
-  for (const auto& [token, id] : object.items()) vocabulary.emplace(token, token_id(id, file, token));
-  return vocabulary;
-}
-
-/// Splits "left right" at its only space.
-std::pair<std::string, std::string> split_merge(std::string_view line, std::size_t number, const fs::path& file) {
-  const std::size_t space = line.find(' ');
-  check(space != std::string_view::npos && line.find(' ', space + 1) == std::string_view::npos, tag, "merge ", number,
-        " must be two tokens and a space, got '", line.substr(0, 80), "' in '", file.string(), "'");
-  return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
-}
-
-std::vector<std::pair<std::string, std::string>> parse_merge_lines(std::string_view text, const fs::path& file) {
-  std::vector<std::pair<std::string, std::string>> merges;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (line.ends_with('\r')) line.remove_suffix(1);
-    if (!line.starts_with("#version")) merges.push_back(split_merge(line, merges.size() + 1, file));
-  }
-  return merges;
-}
-
-/// Merges of tokenizer.json: "left right" in older files, ["left", "right"] in newer ones.
-std::vector<std::pair<std::string, std::string>> parse_merge_list(const json& list, const fs::path& file) {
-  check(list.is_array(), tag, "'", file.string(), "' must have a list of merges");
-  std::vector<std::pair<std::string, std::string>> merges;
-  for (const json& merge : list) {
-    const bool pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
-    check(pair || merge.is_string(), tag, "merge ", merges.size() + 1, " must be two tokens, got ", io::brief(merge),
-          " in '", file.string(), "'");
-    merges.push_back(pair ? std::pair{merge[0].get<std::string>(), merge[1].get<std::string>()}
-                          : split_merge(merge.get_ref<const std::string&>(), merges.size() + 1, file));
-  }
-  return merges;
-}
-
-void check_merges(const TokenizerFiles& files, const fs::path& file) {
-  for (std::size_t i = 0; i < files.merges.size(); ++i) {
-    const auto& [left, right] = files.merges[i];
-    for (const std::string& token : {left, right, left + right}) {
-      check(files.vocabulary.contains(token), tag, "merge ", i + 1, " of '", file.string(), "' has '",
-            token.substr(0, 80), "', which is not in the vocabulary");
-    }
-  }
-}
-
-void read_model(const fs::path& folder, const std::optional<json>& tokenizer, TokenizerFiles& files) {
-  fs::path vocabulary = folder / "tokenizer.json";
-  fs::path merges = vocabulary;
-  if (tokenizer) {
-    const auto model = tokenizer->find("model");
-    check(model != tokenizer->end() && model->is_object() && model->value("type", json("BPE")) == "BPE" &&
-              model->contains("vocab") && model->contains("merges"),
-          tag, "'", vocabulary.string(), "' must have a BPE model with vocab and merges");
-    files.vocabulary = parse_vocabulary(model->at("vocab"), vocabulary);
-    files.merges = parse_merge_list(model->at("merges"), merges);
-  } else {
-    vocabulary = folder / "vocab.json";
-    merges = folder / "merges.txt";
-    check(fs::exists(vocabulary) && fs::exists(merges), tag, "'", folder.string(),
-          "' must have tokenizer.json, or vocab.json and merges.txt");
-    files.vocabulary = parse_vocabulary(io::read_json_object(vocabulary, tag, max_bytes), vocabulary);
-    files.merges = parse_merge_lines(io::read_file(merges, max_bytes), merges);
-  }
-  check_merges(files, merges);
 }
 
 // ---- tokens with a role
@@ -289,17 +208,178 @@ void resolve(const Configuration& config, TokenizerFiles& files) {
   if (unknown && files.vocabulary.contains(unknown->content)) files.unknown = files.vocabulary[unknown->content];
 }
 
-}  // namespace
+// ---- merging characters: all that counts stands in tokenizer.json
 
-TokenizerFiles read_tokenizer_files(const fs::path& folder) {
+/// Lower case, and "\u2581" for a space; anything else is refused.
+void read_normalizer(const json& step, const fs::path& file, CharacterFiles& characters, int depth = 0) {
+  const json& name = io::member(step, "type");
+  const std::string type = name.is_string() ? name.get<std::string>() : "none";
+  if (type == "Lowercase") {
+    characters.lower_case = true;
+  } else if (type == "Sequence" && depth == 0 && step.contains("normalizers") && step["normalizers"].is_array()) {
+    for (const json& inner : step["normalizers"]) read_normalizer(inner, file, characters, 1);
+  } else {
+    const bool spaces = type == "Replace" && io::member(step, "content") == "\u2581" &&
+                        io::member(io::member(step, "pattern"), "String") == " ";
+    check(spaces, tag, "the normalizer '", type.substr(0, 80), "' is not supported, in '", file.string(), "'");
+  }
+}
+
+std::int64_t id_of(const TokenizerFiles& files, const std::string& token, const fs::path& file) {
+  const auto found = files.vocabulary.find(token);
+  check(found != files.vocabulary.end(), tag, "'", file.string(), "' must have the token '", token.substr(0, 80), "'");
+  return found->second;
+}
+
+/// The tokens before and after the text in a TemplateProcessing.
+void read_template(const json& processor, const fs::path& file, const TokenizerFiles& files,
+                   CharacterFiles& characters) {
+  const json& single = io::member(processor, "single");
+  const bool found = io::member(processor, "type") == "TemplateProcessing" && single.is_array();
+  check(found, tag, "'", file.string(), "' must have a post_processor of the type TemplateProcessing");
+  std::vector<std::int64_t>* side = &characters.before;
+  for (const json& part : single) {
+    const bool text = part.is_object() && part.contains("Sequence");
+    const json& token = io::member(io::member(part, "SpecialToken"), "id");
+    check(text || token.is_string(), tag, "the post_processor of '", file.string(),
+          "' has a part that is neither text nor token");
+    if (text) {
+      side = &characters.after;
+    } else {
+      side->push_back(id_of(files, token.get<std::string>(), file));
+    }
+  }
+}
+
+void read_character_tokens(const json& tokenizer, const fs::path& file, TokenizerFiles& files) {
+  Configuration config;
+  read_tokenizer_added(tokenizer, file, config);
+  for (const auto& [id, token] : config.added) {
+    check(!token.normalized, tag, "the token '", token.content.substr(0, 80),
+          "' is found in normalised text, which is not supported, in '", file.string(), "'");
+    files.size += files.vocabulary.emplace(token.content, id).second ? 1 : 0;
+    files.added.push_back({token.content, files.vocabulary[token.content], false});
+  }
+}
+
+void read_characters(const fs::path& folder, const json& tokenizer, TokenizerFiles& files) {
+  const fs::path file = folder / "tokenizer.json", main = folder / "tokenizer_config.json";
+  CharacterFiles characters;
+  read_normalizer(io::member(tokenizer, "normalizer"), file, characters);
+  const json& split = io::member(tokenizer, "pre_tokenizer");  // at spaces, of which the normalizer leaves none
+  const bool none = split.is_null() || io::member(io::member(split, "pattern"), "String") == " ";
+  check(none, tag, "the pre_tokenizer is not supported, in '", file.string(), "'");
+  read_character_tokens(tokenizer, file, files);
+  read_template(io::member(tokenizer, "post_processor"), file, files, characters);
+  const json config = read_optional(main).value_or(json::object());
+  read_side(config, "padding_side", main);
+  read_side(config, "truncation_side", main);
+  if (io::member(config, "tokenizer_class") == "Siglip2Tokenizer") {
+    characters.lower_case = true;
+    check(config.contains("padding_side"), tag,
+          "'padding_side' must be \"right\", Siglip2Tokenizer's is \"left\", in '", main.string(), "'");
+  }
+  Configuration roles;
+  read_named(config, false, main, roles);
+  const auto pad = roles.named.find("pad_token");
+  files.pad = id_of(files, pad != roles.named.end() && pad->second ? pad->second->content : "<pad>", file);
+  files.start = characters.before.empty() ? -1 : characters.before.front();
+  files.end = characters.after.empty() ? -1 : characters.after.back();
+  files.characters = std::move(characters);
+}
+
+TokenizerFiles read_hugging_face(const fs::path& folder) {
   check(fs::is_directory(folder), tag, "'", folder.string(), "' must be a folder");
   TokenizerFiles files;
   const auto tokenizer = read_optional(folder / "tokenizer.json");
-  read_model(folder, tokenizer, files);
+  read_vocabulary(folder, tokenizer, files);
+  if (tokenizer && io::member(tokenizer->at("model"), "byte_fallback") == true) {
+    files.size = static_cast<std::int64_t>(files.vocabulary.size());
+    read_characters(folder, *tokenizer, files);
+    return files;
+  }
   files.size = static_cast<std::int64_t>(files.vocabulary.size());
   resolve(read_configuration(folder, tokenizer), files);
   check(files.start >= 0 && files.end >= 0, tag, "'", folder.string(), "' must have a start and an end token");
   return files;
+}
+
+// ---- open_clip and OpenAI
+
+TokenizerFiles read_simple(const fs::path& folder, Cleaning cleaning, std::vector<std::u32string> names) {
+  TokenizerFiles files;
+  fs::path vocabulary = folder / "bpe_simple_vocab_16e6.txt.gz";
+  if (!fs::exists(vocabulary)) vocabulary = folder / "bpe_simple_vocab_16e6.txt";
+  if (fs::exists(vocabulary)) {
+    read_simple_vocabulary(vocabulary, files);
+  } else {
+    vocabulary = folder;
+    read_vocabulary(folder, read_optional(folder / "tokenizer.json"), files);
+  }
+  const auto id = [&](const char* token) {
+    const auto found = files.vocabulary.find(token);
+    check(found != files.vocabulary.end(), tag, "'", vocabulary.string(), "' must have the token '", token, "'");
+    return found->second;
+  };
+  files.start = id("<|startoftext|>"), files.end = id("<|endoftext|>"), files.pad = 0;
+  files.size = static_cast<std::int64_t>(files.vocabulary.size());
+  files.cleaning = cleaning;
+  files.simple = std::move(names);
+  return files;
+}
+
+Cleaning read_cleaning(const json& options, Cleaning missing, const fs::path& file) {
+  const auto clean = options.find("clean");
+  if (clean == options.end() || clean->is_null()) return missing;
+  if (*clean == "lower") return Cleaning::lower;
+  if (*clean == "whitespace") return Cleaning::whitespace;
+  if (*clean == "canonicalize") return Cleaning::canonicalize;
+  fail(tag, "'clean' must be \"lower\", \"whitespace\" or \"canonicalize\", got ", io::brief(*clean), " in '",
+       file.string(), "'");
+}
+
+/// An object of open_clip_config.json; empty if it is missing.
+const json& read_part(const json& object, const char* name, const fs::path& file) {
+  static const json empty = json::object();
+  const json& part = io::member(object, name);
+  if (part.is_null()) return empty;
+  check(part.is_object(), tag, "'", name, "' must be an object, got ", io::brief(part), " in '", file.string(), "'");
+  return part;
+}
+
+/// With the name of a Hugging Face tokenizer, that one after the cleaning; the folder holds its files.
+TokenizerFiles read_open_clip(const fs::path& folder) {
+  const fs::path file = folder / open_clip_file;
+  const json config = io::read_json_object(file, tag, max_bytes);
+  const json& text = read_part(read_part(config, "model_cfg", file), "text_cfg", file);
+  const json& options = read_part(text, "tokenizer_kwargs", file);
+  for (const auto& [name, value] : options.items()) {
+    check(name == "clean" || value.is_null() || value == false, tag, "the setting '", name,
+          "' of the tokenizer is not supported, in '", file.string(), "'");
+  }
+  const auto name = text.find("hf_tokenizer_name");
+  const bool plain = name == text.end() || name->is_null() || *name == "";
+  if (plain) {
+    return read_simple(folder, read_cleaning(options, Cleaning::lower, file), {U"<start_of_text>", U"<end_of_text>"});
+  }
+  check(!text.contains("tokenizer_mode") || text["tokenizer_mode"].is_null(), tag,
+        "'tokenizer_mode' is not supported, in '", file.string(), "'");
+  TokenizerFiles files = read_hugging_face(folder);
+  files.cleaning = read_cleaning(options, Cleaning::whitespace, file);
+  return files;
+}
+
+}  // namespace
+
+TokenizerFiles read_tokenizer_files(const fs::path& path) {
+  switch (model_format(path)) {
+    case ModelFormat::open_clip:
+      return read_open_clip(model_folder(path));
+    case ModelFormat::openai:
+      return read_simple(model_folder(path), Cleaning::lower, {U"<|startoftext|>", U"<|endoftext|>"});
+    default:
+      return read_hugging_face(path);
+  }
 }
 
 }  // namespace reco

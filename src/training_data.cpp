@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training_data.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
 #include <unordered_map>
 
+#include "fusion_search.h"
 #include "reco/error.h"
 
 namespace reco::training {
@@ -16,7 +19,39 @@ namespace {
 constexpr std::int64_t kRowsAtOnce = 4096;
 const char* kTag = "training.train";
 
-void check_data(const TrainingData& data, const Memory& memory, const TrainingConfig& config) {
+void check_pairs(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config) {
+  const auto dim = config.fusion.dim;
+  check(data.images.size() == 0 && data.texts.size() == 0 && data.keys.empty(), kTag,
+        "expected pairs or images and texts, and not both");
+  check(data.pairs->dim() == dim && memory.dim() == dim, kTag, "fusion.dim is ", dim, ", the pairs have dim ",
+        data.pairs->dim(), ", the memory ", memory.dim());
+  check(data.pairs->encoder() == memory.encoder(), kTag, "the pairs were made with encoder ", data.pairs->encoder(),
+        ", the memory with ", memory.encoder());
+  check(data.pairs->size() >= 2, kTag, "expected two pairs or more, got ", data.pairs->size());
+  const auto concepts = static_cast<std::int64_t>(data.concepts.size());
+  check(concepts == 0 || concepts == data.pairs->size(), kTag, "expected ", data.pairs->size(), " concepts, got ",
+        concepts);
+  check(memory.size() > 0, kTag, "the memory is empty");
+}
+
+// Row numbers of all pairs' neighbours; of the pairs held at a time, tokens and attention of every layer, there and
+// back, for both sides; the contrastive matrix.
+void check_room(std::int64_t pairs, const TrainingConfig& config) {
+  const auto number = [](std::int64_t x) { return static_cast<double>(x); };
+  const auto batch = std::min(config.batch_size, pairs);
+  const double held = number(config.micro_batch > 0 ? std::min(config.micro_batch, batch) : batch);
+  const double slots = number(config.fusion.slots()), dim = number(config.fusion.dim);
+  const double layers = number(config.fusion.layers);
+  const double tokens = held * slots * dim * (1 + layers * (8 + 2 * config.fusion.mlp_ratio));
+  const double attention = held * slots * slots * (2 + layers * number(config.fusion.heads));
+  const double bytes = 24 * number(pairs) * slots + 16 * (tokens + attention + number(batch) * number(batch));
+  const double room = number(sysconf(_SC_PHYS_PAGES)) * number(sysconf(_SC_PAGE_SIZE));
+  check(bytes < room, kTag, "training would need about ", std::llround(bytes / 1e9), " GB, the machine has ",
+        std::llround(room / 1e9), " GB: lower micro_batch, batch_size or k");
+}
+
+void check_data(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config) {
+  if (data.pairs) return check_pairs(data, memory, config);
   const auto n = data.images.rows();
   const auto dim = config.fusion.dim;
   check(n >= 2 && data.texts.rows() == n, kTag, "images and texts must have the same number of rows, two or more, got ",
@@ -31,14 +66,6 @@ void check_data(const TrainingData& data, const Memory& memory, const TrainingCo
   check(memory.size() > 0, kTag, "the memory is empty");
 }
 
-// Copies one block of results to its place.
-void place(const Neighbors& part, Neighbors& all, std::int64_t first) {
-  const auto n = part.rows.rows();
-  all.rows.middleRows(first, n) = part.rows;
-  all.scores.middleRows(first, n) = part.scores;
-  all.partners.middleRows(first * all.k, n * all.k) = part.partners;
-}
-
 std::vector<std::vector<std::string>> own_keys(const std::vector<std::string>& keys, std::int64_t first,
                                                std::int64_t count) {
   std::vector<std::vector<std::string>> out;
@@ -47,23 +74,14 @@ std::vector<std::vector<std::string>> own_keys(const std::vector<std::string>& k
   return out;
 }
 
-Neighbors neighbors_of(const Matrix& queries, const std::vector<std::string>& keys, const Memory& memory,
-                       SearchOptions options, const std::function<void(std::int64_t)>& report) {
-  const auto n = queries.rows();
-  const auto k = options.k;
-  Neighbors all{k, IndexMatrix(n, k), Matrix(n, k), Matrix(n * k, queries.cols())};
-  for (std::int64_t first = 0; first < n; first += kRowsAtOnce) {
-    const auto count = std::min<std::int64_t>(kRowsAtOnce, n - first);
-    options.exclude_keys = own_keys(keys, first, count);
-    place(memory.search(queries.middleRows(first, count), options), all, first);
-    report(count);
-  }
-  return all;
+Matrix select(const Matrix& matrix, std::span<const std::int64_t> rows) {
+  Matrix out(static_cast<Eigen::Index>(rows.size()), matrix.cols());
+  for (std::size_t i = 0; i < rows.size(); ++i) out.row(static_cast<Eigen::Index>(i)) = matrix.row(rows[i]);
+  return out;
 }
 
-fusion::Batch select(const fusion::Batch& batch, const at::Tensor& rows) {
-  return {batch.queries.index_select(0, rows), batch.partners.index_select(0, rows), batch.scores.index_select(0, rows),
-          batch.mask.index_select(0, rows)};
+at::Tensor copied(const MatrixView& matrix, std::vector<std::int64_t> shape) {
+  return fusion::view(matrix, std::move(shape)).clone();
 }
 
 // std::shuffle and the standard distributions differ between libraries; these do not.
@@ -81,28 +99,62 @@ std::mt19937_64 generator(std::uint64_t seed, std::uint64_t stream) {
 
 }  // namespace
 
-Dataset::Dataset(const TrainingData& data, const Memory& memory, const TrainingConfig& config,
-                 const Progress& progress) {
+Dataset::Dataset(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config,
+                 const Progress& progress)
+    : data_(data), memory_(memory), config_(config.fusion) {
   check_data(data, memory, config);
-  const auto total = 2 * data.images.rows();
+  if (data.pairs) pair_rows_ = data.pairs->rows();
+  size_ = data.pairs ? static_cast<std::int64_t>(pair_rows_.size()) : data.images.rows();
+  check_room(size_, config);
   std::int64_t done = 0;
   const auto report = [&](std::int64_t count) {
     done += count;
-    check(!progress || progress(done, total), "interrupted", "training stopped while neighbours were searched");
+    check(!progress || progress(done, 2 * size_), "interrupted", "training stopped while neighbours were searched");
   };
-  SearchOptions options{.k = config.fusion.k, .max_similarity = config.max_similarity};
-  image_neighbors_ = neighbors_of(data.images, data.keys, memory, options, report);
-  options.modality = Modality::text;
-  options.max_similarity.reset();  // an identical caption is what the text side looks for
-  text_neighbors_ = neighbors_of(data.texts, data.keys, memory, options, report);
-  images_ = fusion::batch(data.images, image_neighbors_);
-  texts_ = fusion::batch(data.texts, text_neighbors_);
+  images_ = search(Modality::image, config, report);
+  texts_ = search(Modality::text, config, report);
   std::vector<std::int64_t> concepts = data.concepts;
   if (concepts.empty()) {
-    concepts.resize(data.images.rows());
+    concepts.resize(size_);
     std::iota(concepts.begin(), concepts.end(), 0);
   }
   split(concepts, config.validation, config.seed);
+}
+
+Matrix Dataset::embeddings(Modality side, std::span<const std::int64_t> rows) const {
+  if (!data_.pairs) return select(side == Modality::image ? data_.images : data_.texts, rows);
+  std::vector<std::int64_t> stored(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) stored[i] = pair_rows_[rows[i]];
+  return data_.pairs->embeddings(stored, side);
+}
+
+Neighbors Dataset::search(Modality side, const TrainingConfig& config,
+                          const std::function<void(std::int64_t)>& report) const {
+  SearchOptions options{.k = config_.k, .modality = side, .max_similarity = config.max_similarity, .partners = false};
+  Neighbors all{config_.k, IndexMatrix(size_, config_.k), Matrix(size_, config_.k), {}};
+  for (std::int64_t first = 0; first < size_; first += kRowsAtOnce) {
+    const auto count = std::min<std::int64_t>(kRowsAtOnce, size_ - first);
+    std::vector<std::int64_t> rows(count);
+    std::iota(rows.begin(), rows.end(), first);
+    const auto keys = data_.pairs ? data_.pairs->keys(std::span(pair_rows_).subspan(first, count)) : data_.keys;
+    options.exclude_keys = own_keys(keys, data_.pairs ? 0 : first, count);
+    const auto part = fusion::search(memory_, config_, embeddings(side, rows), options);
+    all.rows.middleRows(first, count) = part.rows;
+    all.scores.middleRows(first, count) = part.scores;
+    report(count);
+  }
+  return all;
+}
+
+fusion::Batch Dataset::batch(Modality side, const std::vector<std::int64_t>& rows) const {
+  const auto& all = side == Modality::image ? images_ : texts_;
+  const auto n = static_cast<std::int64_t>(rows.size());
+  Neighbors found{all.k, IndexMatrix(n, all.k), select(all.scores, rows), {}};
+  for (std::int64_t i = 0; i < n; ++i) found.rows.row(i) = all.rows.row(rows[i]);
+  fusion::fetch(memory_, config_, side, found);
+  const auto mask = at::from_blob(found.rows.data(), {n, found.k}, at::kLong).ge(0);
+  return {copied(embeddings(side, rows), {n, config_.dim}), copied(found.partners, {n, found.k, config_.dim}),
+          copied(found.scores, {n, found.k}), mask};
 }
 
 void Dataset::split(const std::vector<std::int64_t>& concepts, double share, std::uint64_t seed) {
@@ -122,8 +174,7 @@ void Dataset::split(const std::vector<std::int64_t>& concepts, double share, std
 }
 
 Pairs Dataset::rows(const std::vector<std::int64_t>& rows) const {
-  const auto index = at::tensor(rows, at::kLong);
-  return {select(images_, index), select(texts_, index)};
+  return {batch(Modality::image, rows), batch(Modality::text, rows)};
 }
 
 std::vector<std::vector<std::int64_t>> Dataset::epoch(std::uint64_t seed, std::int64_t epoch,

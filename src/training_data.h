@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "fusion_layer.h"
@@ -16,12 +18,14 @@ struct Pairs {
   fusion::Batch texts;
 };
 
-/// All pairs with their neighbours, as tensors that own nothing: data and neighbours must outlive them.
+/// All pairs with the row numbers of their neighbours; embeddings are read batch by batch. Data and memory must outlive
+/// it.
 class Dataset {
  public:
   /// Searches `memory` for every pair, its own key left out. Throws Error when data and memory do not fit.
-  Dataset(const TrainingData& data, const Memory& memory, const TrainingConfig& config, const Progress& progress);
+  Dataset(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config, const Progress& progress);
 
+  /// The given pairs with what is fused of their neighbours.
   Pairs rows(const std::vector<std::int64_t>& rows) const;
 
   /// The rows of each concept that is trained on; of each that is held out.
@@ -35,8 +39,16 @@ class Dataset {
  private:
   void split(const std::vector<std::int64_t>& concepts, double share, std::uint64_t seed);
 
-  Neighbors image_neighbors_, text_neighbors_;
-  fusion::Batch images_, texts_;
+  Matrix embeddings(Modality side, std::span<const std::int64_t> rows) const;
+  Neighbors search(Modality side, const TrainingConfig& config, const std::function<void(std::int64_t)>& report) const;
+  fusion::Batch batch(Modality side, const std::vector<std::int64_t>& rows) const;
+
+  const TrainingData& data_;
+  const MemoryBase& memory_;
+  FusionConfig config_;
+  std::vector<std::int64_t> pair_rows_;  // of data.pairs
+  std::int64_t size_ = 0;
+  Neighbors images_, texts_;  // without partners
   std::vector<std::vector<std::int64_t>> train_, validation_;
 };
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training_state.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "fusion_json.h"
+#include "io/event_file.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "reco/error.h"
@@ -51,14 +53,25 @@ void read_progress(State& state, const json& progress) {
 
 }  // namespace
 
-bool learns(const std::string& name) { return !name.ends_with(".mean") && !name.ends_with(".std"); }
+bool learns(const FusionConfig& fusion, const std::string& name) {
+  if (fusion.method != "gated") return true;
+  const bool of_the_side = std::count(name.begin(), name.end(), '.') == 1;  // image.weight, not image.trust...weight
+  const bool mean = of_the_side && (name.ends_with(".weight") || name.ends_with(".sharpness"));
+  return !mean && !name.ends_with(".mean") && !name.ends_with(".std");
+}
 
 std::string identity(const TrainingConfig& c, std::int64_t rows, const std::string& encoder) {
   const json out = {{"fusion", fusion_config_json(c.fusion)},
                     {"batch_size", c.batch_size},
+                    {"micro_batch", c.micro_batch},
                     {"epochs", c.epochs},
                     {"learning_rate", c.learning_rate},
                     {"layer_rate", c.layer_rate},
+                    {"gate_rate", c.gate_rate},
+                    {"wrong_captions", c.wrong_captions},
+                    {"random_rows", c.random_rows},
+                    {"dropped", c.dropped},
+                    {"random_k", c.random_k},
                     {"warmup", c.warmup},
                     {"weight_decay", c.weight_decay},
                     {"loss", c.loss},
@@ -114,6 +127,22 @@ void write_log(const State& state, const std::filesystem::path& path) {
   const auto text = out.str();
   const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
   io::write_file_durably(path, std::span(&bytes, 1));
+}
+
+void write_tensorboard(const State& state, const std::filesystem::path& folder) {
+  std::vector<io::Scalar> scalars;
+  for (const auto& r : state.curve) {
+    if (r.epoch > 0) {
+      scalars.push_back({r.epoch, "loss", static_cast<float>(r.loss)});
+      scalars.push_back({r.epoch, "learning_rate", static_cast<float>(r.learning_rate)});
+    }
+    scalars.push_back({r.epoch, "validation_accuracy", static_cast<float>(r.validation)});
+  }
+  std::error_code failed;
+  std::filesystem::create_directories(folder, failed);
+  check(!failed, "training.train", "cannot make the folder ", folder.string(), ": ", failed.message());
+  // One file, written anew: a resumed run goes on with the same curve.
+  io::write_event_file(folder / "events.out.tfevents.0.reco", scalars);
 }
 
 }  // namespace reco::training

@@ -41,7 +41,10 @@ void resume(State& state, const std::filesystem::path& file, const std::string& 
 /// Writes the whole curve so far as CSV.
 void write_log(const State& state, const std::filesystem::path& file);
 
-/// The names of the weights that learn: all but the standardisation of features.
-bool learns(const std::string& name);
+/// Writes the whole curve so far as a TensorBoard event file in a folder.
+void write_tensorboard(const State& state, const std::filesystem::path& folder);
+
+/// Whether a weight learns: all but, of "gated", the standardisation of features and the mean it starts from.
+bool learns(const FusionConfig& fusion, const std::string& name);
 
 }  // namespace reco::training

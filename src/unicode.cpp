@@ -144,6 +144,36 @@ std::u32string compose(const std::vector<Mark>& marks) {
   return out;
 }
 
+std::u32string by_icu(const UNormalizer2* normalizer, const std::u32string& text) {
+  std::u16string units;
+  for (const char32_t point : text) {
+    if (point > 0xFFFF) units += static_cast<char16_t>(U16_LEAD(icu(point)));
+    units += point > 0xFFFF ? static_cast<char16_t>(U16_TRAIL(icu(point))) : static_cast<char16_t>(point);
+  }
+  check(units.size() < (std::size_t{1} << 26), "unicode.normalize", "the text is too long: ", units.size());
+  std::u16string out(units.size() * 3 + 18, u'\0');  // the most that NFC grows by, and NFKC of one code point
+  UErrorCode status = U_ZERO_ERROR;
+  const std::int32_t length = unorm2_normalize(normalizer, units.data(), static_cast<std::int32_t>(units.size()),
+                                               out.data(), static_cast<std::int32_t>(out.size()), &status);
+  check(U_SUCCESS(status), "unicode.normalize", "ICU: ", u_errorName(status));
+  std::u32string points;
+  for (std::int32_t i = 0; i < length;) {
+    UChar32 point = 0;
+    U16_NEXT(out.data(), i, length, point);
+    points += static_cast<char32_t>(point);
+  }
+  return points;
+}
+
+/// Whether the nearest letter with case, before or after others that case ignores, comes before this place only.
+bool ends_word(const std::u32string& text, std::size_t at) {
+  const auto ignored = [](char32_t point) { return u_hasBinaryProperty(icu(point), UCHAR_CASE_IGNORABLE) != 0; };
+  const auto cased = [](char32_t point) { return u_hasBinaryProperty(icu(point), UCHAR_CASED) != 0; };
+  const auto before = std::find_if_not(text.rend() - static_cast<std::ptrdiff_t>(at), text.rend(), ignored);
+  const auto after = std::find_if_not(text.begin() + static_cast<std::ptrdiff_t>(at) + 1, text.end(), ignored);
+  return before != text.rend() && cased(*before) && (after == text.end() || !cased(*after));
+}
+
 }  // namespace
 
 std::u32string decode(std::string_view utf8) {
@@ -158,6 +188,13 @@ std::u32string decode(std::string_view utf8) {
   return text;
 }
 
+bool is_valid(std::string_view utf8) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(utf8.data());
+  UChar32 point = 0;
+  for (std::size_t i = 0; i < utf8.size() && point >= 0;) U8_NEXT(bytes, i, utf8.size(), point);
+  return point >= 0;
+}
+
 void append(char32_t point, std::string& utf8) {
   std::array<std::uint8_t, U8_MAX_LENGTH> bytes{};
   std::size_t length = 0;
@@ -165,13 +202,31 @@ void append(char32_t point, std::string& utf8) {
   utf8.append(reinterpret_cast<const char*>(bytes.data()), length);
 }
 
-std::u32string nfc(std::u32string text) {
+std::u32string nfc(std::u32string text, Version version) {
+  if (version == Version::newest) return by_icu(normalizer(), text);
   if (std::all_of(text.begin(), text.end(), is_settled)) return text;
   std::vector<Mark> marks;
   marks.reserve(text.size());
   for (const char32_t point : text) decompose(point, marks);
   reorder(marks);
   return compose(marks);
+}
+
+std::u32string nfkc(char32_t point) {
+  UErrorCode status = U_ZERO_ERROR;
+  const UNormalizer2* normalizer = unorm2_getNFKCInstance(&status);
+  check(U_SUCCESS(status), "unicode.nfkc", "ICU has no data for normalisation: ", u_errorName(status));
+  return by_icu(normalizer, std::u32string(1, point));
+}
+
+std::u32string lower_in_context(const std::u32string& text) {
+  constexpr char32_t sigma = 0x3A3, final_sigma = 0x3C2;
+  if (text.find(sigma) == text.npos) return lower(text);
+  std::u32string marked = text;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == sigma && ends_word(text, i)) marked[i] = final_sigma;
+  }
+  return lower(std::move(marked));
 }
 
 std::u32string lower(std::u32string text) {
@@ -206,6 +261,8 @@ bool is_number(char32_t point) {
   if (point < 0x80) return point >= '0' && point <= '9';
   return in_class(point, U_GC_N_MASK) || contains(new_numbers, point);
 }
+
+bool is_digit(char32_t point) { return u_isdigit(icu(point)) != 0; }
 
 bool is_space(char32_t point) {
   if (point < 0x80) return point == ' ' || (point >= '\t' && point <= '\r');

@@ -297,6 +297,25 @@ TEST_F(ClipTest, ProgressCountsAndStops) {
   }
 }
 
+TEST_F(ClipTest, SourcesMaySkipWhatIsUnreadable) {
+  const Clip clip = Clip::load(folder_, {.batch_size = 2});
+  const std::vector<Image> images{random_image(0), random_image(1), random_image(2), random_image(3), random_image(4)};
+  const ImageSource source = [&](std::int64_t i) {
+    if (i == 1 || i == 4) fail("test", "no image ", i);
+    return images[static_cast<std::size_t>(i)];
+  };
+  std::vector<std::string> errors;
+  const Matrix found = clip.encode_images(
+      5, source, {}, [&](std::int64_t i, const std::string& error) { errors.push_back(std::to_string(i) + error); });
+  EXPECT_EQ(errors, (std::vector<std::string>{"1[test] no image 1", "4[test] no image 4"}));
+  const Matrix expected = clip.encode_images(images);
+  for (const int i : {0, 2, 3}) EXPECT_LT((found.row(i) - expected.row(i)).cwiseAbs().maxCoeff(), 1e-6F) << i;
+  for (const int i : {1, 4}) EXPECT_TRUE(found.row(i).array().isNaN().all()) << i;
+  EXPECT_THROW(clip.encode_images(5, source), Error);
+  EXPECT_THROW(clip.encode_images(-1, source), Error);
+  EXPECT_EQ(clip.encode_images(0, source).rows(), 0);
+}
+
 TEST_F(ClipTest, UnreadableImagesAreNamed) {
   const Clip clip = Clip::load(folder_, {.batch_size = 2});
   const auto message = [&](const auto& images) -> std::string {
@@ -371,7 +390,98 @@ TEST_F(ClipTest, ShardsAreTheSameModel) {
   write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
   expect_load_error("part9.safetensors");
   write("model.safetensors.index.json", "[]");
+  expect_load_error("must hold a JSON object");
+  write("model.safetensors.index.json", R"({"weight_map": 3})");
   expect_load_error("weight_map");
+  const std::string deep(100'000, '[');  // as text this would take as many calls
+  write("model.safetensors.index.json", R"({"weight_map": {"logit_scale": )" + deep + std::string(100'000, ']') + "}}");
+  expect_load_error("'logit_scale' must be a string, got array");
+}
+
+/// [rows, columns] as [columns, rows].
+std::vector<float> transposed(const std::vector<float>& values, std::size_t columns) {
+  std::vector<float> out(values.size());
+  const std::size_t rows = values.size() / columns;
+  for (std::size_t i = 0; i < values.size(); ++i) out[i % columns * rows + i / columns] = values[i];
+  return out;
+}
+
+/// The same weights under open_clip's names: projections of attention joined, those into the shared space transposed.
+Weights in_open_clip(const Weights& weights) {
+  const std::vector<std::pair<std::string, std::string>> names{
+      {"text_model.embeddings.token_embedding", "token_embedding"},
+      {"text_model.embeddings.position_embedding.weight", "positional_embedding"},
+      {"text_model.final_layer_norm", "ln_final"},
+      {"text_model.encoder.layers", "transformer.resblocks"},
+      {"vision_model.encoder.layers", "visual.transformer.resblocks"},
+      {"vision_model.embeddings.class_embedding", "visual.class_embedding"},
+      {"vision_model.embeddings.patch_embedding", "visual.conv1"},
+      {"vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"},
+      {"vision_model.pre_layrnorm", "visual.ln_pre"},
+      {"vision_model.post_layernorm", "visual.ln_post"},
+      {"self_attn.out_proj", "attn.out_proj"},
+      {"layer_norm", "ln_"},
+      {"mlp.fc1", "mlp.c_fc"},
+      {"mlp.fc2", "mlp.c_proj"}};
+  Weights out;
+  for (const auto& [name, values] : weights) {
+    std::string renamed = name;
+    for (const auto& [from, to] : names) {
+      const std::size_t at = renamed.find(from);
+      if (at != renamed.npos) renamed.replace(at, from.size(), to);
+    }
+    if (name == "text_projection.weight") {
+      out["text_projection"] = transposed(values, 8);
+    } else if (name == "visual_projection.weight") {
+      out["visual.proj"] = transposed(values, 12);
+    } else if (const std::size_t at = renamed.find("self_attn.q_proj."); at != renamed.npos) {
+      std::vector<float>& joined = out[renamed.substr(0, at) + "attn.in_proj_" + renamed.substr(at + 17)];
+      for (const char* part : {"q", "k", "v"}) {
+        std::string one = name;
+        const auto& more = weights.at(one.replace(one.find("q_proj"), 1, part));
+        joined.insert(joined.end(), more.begin(), more.end());
+      }
+    } else if (name.find("k_proj") == name.npos && name.find("v_proj") == name.npos) {
+      out[renamed] = values;
+    }
+  }
+  return out;
+}
+
+TEST_F(ClipTest, TheSameModelInOpenClipsLayout) {
+  const Clip plain = Clip::load(folder_);
+  const json vision{{"layers", 3},     {"width", 12},    {"head_width", 4}, {"mlp_ratio", 16.0 / 12},
+                    {"image_size", 9}, {"patch_size", 4}};
+  const json text{{"layers", 2},      {"width", 8},        {"heads", 2},
+                  {"mlp_ratio", 2.5}, {"vocab_size", 514}, {"context_length", 12}};
+  const json model{{"embed_dim", 6}, {"quick_gelu", true}, {"vision_cfg", vision}, {"text_cfg", text}};
+  write("open_clip_config.json", json{{"model_cfg", model}}.dump());
+  std::map<std::string, io::TensorView> views;
+  const Weights weights = in_open_clip(weights_);
+  const std::map<std::string, std::vector<std::int64_t>> matrices{{"token_embedding.weight", {514, 8}},
+                                                                  {"positional_embedding", {12, 8}},
+                                                                  {"text_projection", {8, 6}},
+                                                                  {"visual.conv1.weight", {12, 3, 4, 4}},
+                                                                  {"visual.proj", {12, 6}},
+                                                                  {"visual.positional_embedding", {5, 12}}};
+  for (const auto& [name, values] : weights) {
+    const auto count = static_cast<std::int64_t>(values.size());
+    const std::int64_t width = name.starts_with("visual") ? 12 : 8, hidden = name.starts_with("visual") ? 16 : 20;
+    std::vector<std::int64_t> shape{count};
+    if (matrices.contains(name)) shape = matrices.at(name);
+    if (name.ends_with("in_proj_weight") || name.ends_with("out_proj.weight") || name.ends_with("c_fc.weight")) {
+      shape = {count / width, width};
+    }
+    if (name.ends_with("c_proj.weight")) shape = {width, hidden};
+    views[name] = {"F32", shape, std::as_bytes(std::span(values))};
+  }
+  io::write_safetensors(folder_ / "open_clip_model.safetensors", views, {});
+  const Clip clip = Clip::load(folder_ / "open_clip_config.json");
+  const std::vector<Image> images{random_image(1), random_image(2)};  // as large as the model's: neither resizes
+  EXPECT_LT((clip.encode_images(images) - plain.encode_images(images)).cwiseAbs().maxCoeff(), 1e-6F);
+  EXPECT_LT((clip.encode_texts(kTextList) - plain.encode_texts(kTextList)).cwiseAbs().maxCoeff(), 1e-6F);
+  EXPECT_NE(clip.fingerprint(), plain.fingerprint());  // texts are cleaned otherwise
+  EXPECT_EQ(clip.parameters(), plain.parameters());
 }
 
 TEST_F(ClipTest, OtherTensorsAreIgnored) {
@@ -399,7 +509,7 @@ TEST_F(ClipTest, TruncatedWeights) {
   fs::resize_file(folder_ / "model.safetensors", fs::file_size(folder_ / "model.safetensors") - 1);
   expect_load_error("model.safetensors");
   fs::remove(folder_ / "model.safetensors");
-  expect_load_error("neither model.safetensors nor model.safetensors.index.json");
+  expect_load_error("neither model.safetensors nor model.safetensors.index.json nor pytorch_model.bin");
 }
 
 TEST_F(ClipTest, BadConfigs) {
@@ -409,7 +519,7 @@ TEST_F(ClipTest, BadConfigs) {
     write("config.json", config.dump());
     expect_load_error(part);
   };
-  expect_error([](json& c) { c["model_type"] = "siglip"; }, "architecture 'siglip'");
+  expect_error([](json& c) { c["model_type"] = "blip"; }, "architecture 'blip'");
   expect_error([](json& c) { c["vision_config"]["model_type"] = "resnet"; }, "got 'resnet'");
   expect_error([](json& c) { c["vision_config"]["hidden_size"] = -12; }, "vision_config.hidden_size");
   expect_error([](json& c) { c["text_config"]["hidden_size"] = "wide"; }, "got \"wide\"");
@@ -419,7 +529,7 @@ TEST_F(ClipTest, BadConfigs) {
   expect_error([](json& c) { c["vision_config"]["num_channels"] = 4; }, "num_channels must be 3");
   expect_error([](json& c) { c["vision_config"]["patch_size"] = 10; }, "patch_size");
   expect_error([](json& c) { c["vision_config"] = json::array(); }, "must be a JSON object");
-  expect_error([](json& c) { c["text_config"]["eos_token_id"] = 7; }, "eos_token_id 7");
+  expect_error([](json& c) { c["text_config"]["eos_token_id"] = 7; }, "end token 7");
   expect_error([](json& c) { c["vision_config"]["image_size"] = 12; }, "image_size 12");
   write("config.json", "{");
   expect_load_error("config.json");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "reco/error.h"
+#include "support.h"
 
 namespace reco::io {
 namespace {
@@ -16,13 +17,6 @@ namespace fs = std::filesystem;
 
 class FileTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(::testing::TempDir()) / "reco_file_test";
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   static void write(const fs::path& path, const std::vector<std::string>& parts) {
     std::vector<std::span<const std::byte>> spans;
     for (const std::string& part : parts) spans.push_back(std::as_bytes(std::span(part)));
@@ -32,7 +26,8 @@ class FileTest : public ::testing::Test {
     return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
   }
 
-  fs::path folder_;
+  const Folder own_;  // tests run side by side
+  const fs::path folder_ = own_ / "";
 };
 
 TEST_F(FileTest, WritesReadsAndMaps) {

@@ -62,6 +62,21 @@ TEST(Fusion, ManyRowsEqualFewAndStridesAreHonoured) {
   EXPECT_LT((all.embeddings.bottomRows(1) - one.embeddings).cwiseAbs().maxCoeff(), 1e-5F);
 }
 
+TEST(Fusion, ModesAreCheckedAndKept) {
+  auto config = small("gated");
+  config.search = "cross-modal";
+  config.fuse = "both";
+  config.shared = config.similarity = true;
+  const auto path = file("fusion_modes.safetensors");
+  reco::Fusion::create(config, 3).save(path);
+  const auto again = reco::Fusion::load(path).config();
+  EXPECT_EQ(again.search, "cross-modal");
+  EXPECT_EQ(again.slots(), 8);
+  EXPECT_TRUE(again.shared && again.similarity);
+  config.sides = "left";
+  EXPECT_THROW(reco::Fusion::create(config), reco::Error);
+}
+
 TEST(Fusion, SavesAndLoads) {
   const auto path = file("fusion_test.safetensors");
   const auto fusion = reco::Fusion::create(small("gated"), 3);

@@ -76,7 +76,9 @@ TEST(MemoryKernel, ScoresDoNotDependOnWhatIsComputedBeside) {
     kernel->scores(queries.data(), n, widened.data(), m, dim, together.data(), 24);
     for (std::int64_t i = 0; i < n; ++i) {
       std::vector<float> alone(24), single(8);
-      kernel->scores_of_one(queries.row(i).data(), halves.data(), m, dim, alone.data());
+      std::vector<const std::byte*> rows;
+      for (std::int64_t j = 0; j < m; ++j) rows.push_back(reinterpret_cast<const std::byte*>(halves.data() + j * dim));
+      kernel->scores_of_one(queries.row(i).data(), rows.data(), m, dim, alone.data());
       for (std::int64_t j = 0; j < m; ++j) {
         ASSERT_EQ(alone[j], together(i, j)) << kernel->name;
         ASSERT_NEAR(alone[j], queries.row(i).dot(widened.row(j)), 1e-4) << kernel->name;

@@ -8,12 +8,15 @@
 #include <atomic>
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <random>
 #include <set>
 #include <thread>
 
 #include "io/file.h"
+#include "io/npy.h"
 #include "io/sqlite.h"
+#include "memory_rows.h"
 #include "reco/error.h"
 #include "reco/threads.h"
 #include "support.h"
@@ -58,6 +61,12 @@ void put_byte(const fs::path& file, std::size_t place, char byte) {
       .put(byte);
 }
 
+std::string content(const reco::MemoryRow& row) {
+  std::ostringstream out;
+  out << row.key << row.caption << row.metadata << row.image_embedding.transpose() << row.text_embedding.transpose();
+  return out.str();
+}
+
 /// What a memory answers to everything a caller can ask.
 std::string everything(const Memory& memory) {
   std::ostringstream out;
@@ -95,7 +104,7 @@ TEST(Memory, KeepsWhatItIsGiven) {
   const auto info = memory.info();
   EXPECT_EQ(info.rows, 2);
   EXPECT_EQ(info.shards, 1);
-  EXPECT_EQ(info.format, 1);
+  EXPECT_EQ(info.format, 2);
   EXPECT_GT(info.bytes, 0);
   EXPECT_TRUE(memory.verify().empty());
 }
@@ -330,6 +339,9 @@ TEST(Memory, AnyFlippedByteIsNoticedOrHarmless) {
                {.keys = {"a", "b", "c"}, .captions = {"x", "y", "z"}, .metadata = {R"({"n":1})", "{}", "{}"}});
     memory.add(random_rows(1, 3, 3), random_rows(1, 3, 4), {.keys = {"d"}, .captions = {}, .metadata = {}});
     memory.remove(std::vector<std::string>{"b"});
+    memory.compact();
+    memory.optimize({.index = "IVF1,Flat"});
+    memory.remove(std::vector<std::string>{"c"});
     expected = everything(memory);
   }
   std::int64_t open_errors = 0, faults = 0, unchanged = 0;
@@ -359,6 +371,59 @@ TEST(Memory, AnyFlippedByteIsNoticedOrHarmless) {
   EXPECT_GT(unchanged, 0);  // unused parts of pages
   std::cout << open_errors << " errors, " << faults << " faults, " << unchanged << " unchanged\n";
   EXPECT_EQ(everything(Memory::open(path, true)), expected);
+}
+
+TEST(Memory, RepairKeepsEveryIntactRow) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  std::map<std::string, std::string> expected;
+  {
+    Memory memory = Memory::create(path, 3, "encoder");
+    add_rows(memory, 0, 4);
+    memory.remove(std::vector<std::string>{"key 1"});
+    memory.compact();
+    add_rows(memory, 10, 2);
+    memory.remove(std::vector<std::string>{"key 10"});
+    memory.optimize({.index = "IVF1"});
+    for (const std::string& key : memory.keys(memory.rows())) expected[key] = content(memory.get(key));
+  }
+  ASSERT_EQ(expected.size(), 4);
+  EXPECT_TRUE(Memory::repair(path).empty());
+  const fs::path copy = folder / "copy";
+  std::int64_t refused = 0, lost_rows = 0;
+  for (const auto& file : files_in(path)) {
+    const std::string intact = reco::io::read_file(file);
+    const std::size_t step = file.extension() == ".sqlite" ? 307 : file.extension() == ".npy" ? 1 : 31;
+    for (std::size_t i = 0; i < intact.size(); i += i < 128 ? std::max<std::size_t>(16, step) : step) {
+      fs::remove_all(copy);
+      fs::copy(path, copy, fs::copy_options::recursive);
+      put_byte(copy / fs::relative(file, path), i, static_cast<char>(intact[i] ^ (1 << (i % 8))));
+      std::vector<std::string> lost;
+      try {
+        lost = Memory::repair(copy);
+      } catch (const reco::Error&) {
+        ASSERT_EQ(file.extension(), ".sqlite");
+        ++refused;
+        continue;
+      }
+      const Memory memory = Memory::open(copy);
+      ASSERT_TRUE(memory.verify().empty()) << file << ' ' << i << memory.verify()[0];
+      const auto keys = memory.keys(memory.rows());
+      for (const std::string& key : keys) ASSERT_EQ(content(memory.get(key)), expected.at(key)) << file << ' ' << i;
+      if (file.extension() == ".sqlite") continue;
+      ASSERT_GE(keys.size(), 3) << file << ' ' << i;  // a byte is of one row at most
+      ASSERT_EQ(lost.empty(), keys.size() == 4 && memory.info().indexes.size() == 2) << file << ' ' << i;
+      lost_rows += 4 - static_cast<std::int64_t>(keys.size());
+    }
+  }
+  EXPECT_EQ(lost_rows, 4 * 2 * 3 * 2);  // every byte of every row, both sides
+  std::cout << refused << " databases refused\n";
+  fs::remove(path / "img_emb" / fs::directory_iterator(path / "img_emb")->path().filename());
+  EXPECT_FALSE(Memory::repair(path).empty());
+  EXPECT_TRUE(Memory::open(path).verify().empty());
+  const Memory held = Memory::open(path);
+  EXPECT_TRUE(has(error_of([&] { Memory::repair(path); }), "has the memory open"));
+  EXPECT_TRUE(has(error_of([&] { Memory::repair(folder / "nothing"); }), "is no memory"));
 }
 
 TEST(Memory, TruncatedAndMissingFilesAreNamed) {
@@ -393,12 +458,156 @@ TEST(Memory, RefusesOtherDatabasesAndNewerFormats) {
     reco::io::Database(path / "memory.sqlite", reco::io::DatabaseMode::read_write).execute(sql);
     return error_of([&] { Memory::open(path, true); });
   };
-  EXPECT_TRUE(has(change("PRAGMA user_version = 2"), "format 2"));
+  EXPECT_TRUE(has(change("PRAGMA user_version = 3"), "format 3"));
   EXPECT_TRUE(has(change("PRAGMA user_version = 0"), "format 0"));
-  EXPECT_TRUE(has(change("PRAGMA user_version = 1; CREATE TABLE more (x)"), "tables"));
+  EXPECT_TRUE(has(change("PRAGMA user_version = 2; CREATE TABLE more (x)"), "tables"));
   EXPECT_EQ(change("DROP TABLE more"), "");
   EXPECT_TRUE(has(change("UPDATE meta SET value = '4' WHERE name = 'dim'"), "meta"));
   EXPECT_TRUE(has(change("PRAGMA application_id = 5"), "no memory's"));
+}
+
+TEST(Memory, EveryStorageKeepsAndFinds) {
+  const Folder folder;
+  for (const auto storage : {reco::Storage::float16, reco::Storage::int8, reco::Storage::codes4, reco::Storage::codes2,
+                             reco::Storage::codes1}) {
+    const std::string name = storage_name(storage);
+    Memory memory = Memory::create(folder / name, 64, "", storage);
+    add_rows(memory, 0, 300);
+    for (std::int64_t i = 300; i < 320; ++i) add_rows(memory, i, 1);
+    memory.remove(key_list(10, 50));
+    const auto rows = memory.rows();
+    const Matrix images = memory.embeddings(rows, Modality::image);
+    const auto check = [&](const Memory& m) {
+      // Each row finds itself, and its score is that of the row as it is kept.
+      const auto found = m.search(images, {.k = 3});
+      for (std::size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(found.rows(static_cast<Eigen::Index>(i), 0), rows[i]);
+      ASSERT_EQ(m.embeddings(rows, Modality::image), images);
+      ASSERT_TRUE(m.verify().empty()) << m.verify()[0];
+      ASSERT_EQ(m.info().storage, storage);
+    };
+    check(memory);
+    for (const char* index : {"HNSW8", "IVF4", "SQ8"}) {
+      memory.optimize({.index = index, .recall = 0.99});
+      const auto found = memory.search(images, {.k = 1});
+      std::int64_t hits = 0;
+      for (std::size_t i = 0; i < rows.size(); ++i) hits += found.rows(static_cast<Eigen::Index>(i), 0) == rows[i];
+      EXPECT_GE(hits, 260) << name << index;
+    }
+    memory.optimize({.index = "exact"});
+    memory.compact();
+    check(memory);
+    memory.close();
+    EXPECT_TRUE(Memory::repair(folder / name).empty());
+    check(Memory::open(folder / name, true));
+  }
+  EXPECT_TRUE(has(error_of([&] { Memory::create(folder / "odd", 12, "", reco::Storage::codes4); }), "multiple of 8"));
+  EXPECT_FALSE(fs::exists(folder / "odd"));
+}
+
+TEST(Memory, OpensAndUpgradesFormat1) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco";
+  {
+    Memory memory = Memory::create(path, 8);
+    add_rows(memory, 0, 5);
+  }
+  reco::io::Database(path / "memory.sqlite", reco::io::DatabaseMode::read_write)
+      .execute("DROP TABLE sources; DELETE FROM meta WHERE name = 'storage'; PRAGMA user_version = 1");
+  EXPECT_EQ(Memory::open(path, true).size(), 5);
+  EXPECT_TRUE(Memory::open(path, true).verify().empty());
+  Memory memory = Memory::open(path);
+  add_rows(memory, 5, 2);
+  memory.close();
+  EXPECT_EQ(Memory::open(path, true).size(), 7);
+  EXPECT_TRUE(Memory::open(path, true).verify().empty());
+}
+
+TEST(Memory, DuplicatesOfAnotherSet) {
+  const Folder folder;
+  Memory memory = Memory::create(folder / "m", 16), other = Memory::create(folder / "o", 16);
+  add_rows(memory, 0, 700);
+  add_rows(other, 1'000, 600);
+  const Matrix images = memory.embeddings(std::vector<std::int64_t>{5, 690}, Modality::image);
+  const Matrix near = images + 0.001F * random_rows(2, 16, 3);
+  other.add(near, random_rows(2, 16, 4), {.keys = {"x", "y"}, .captions = {}, .metadata = {}});
+  const auto found = memory.duplicates(other, 0.99F);
+  ASSERT_EQ(found.size(), 2);
+  std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+  for (const auto& d : found) pairs.insert({d.row, d.other});
+  EXPECT_EQ(pairs, (std::set<std::pair<std::int64_t, std::int64_t>>{{5, 600}, {690, 601}}));
+  EXPECT_GE(found[0].score, found[1].score);
+  const auto places = memory.duplicates(5 * near, 0.99F);
+  ASSERT_EQ(places.size(), 2);
+  EXPECT_EQ(places[0].row == 5 ? 0 : 1, places[0].other);
+  EXPECT_TRUE(memory.duplicates(other, 0.99F, Modality::text).empty());
+  EXPECT_TRUE(memory.duplicates(Matrix(0, 16), 0.5F).empty());
+  EXPECT_TRUE(has(error_of([&] { memory.duplicates(Matrix::Ones(1, 8), 0.5F); }), "16 columns, got 8"));
+  EXPECT_TRUE(has(error_of([&] { memory.duplicates(Memory::create(folder / "p", 8), 0.5F); }), "dim 16"));
+  EXPECT_TRUE(has(error_of([&] { memory.duplicates(other, 0.5F, Modality::image, [](auto, auto) { return false; }); }),
+                  "[interrupted]"));
+}
+
+TEST(Memory, AttachedFilesStayWhereTheyAre) {
+  const Folder folder;
+  const fs::path path = folder / "m.reco", files = folder / "files";
+  fs::create_directories(files);
+  std::array<fs::path, 2> names{files / "img.npy", files / "text.npy"};
+  const auto write = [&](const fs::path& file, const Matrix& rows) {
+    const reco::RowFormat format(reco::Storage::float16, rows.cols());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(rows.rows() * format.bytes()));
+    for (Eigen::Index i = 0; i < rows.rows(); ++i) format.encode(rows.row(i).data(), &bytes[i * format.bytes()]);
+    const std::string header = reco::io::npy_header("<f2", {rows.rows(), rows.cols()});
+    const std::array parts{std::as_bytes(std::span(header)), std::span<const std::byte>(bytes)};
+    reco::io::write_file_durably(file, parts);
+  };
+  const Matrix images = random_rows(20, 8, 1).rowwise().normalized(),
+               texts = random_rows(20, 8, 2).rowwise().normalized();
+  write(names[0], images);
+  write(names[1], texts);
+  Memory memory = Memory::create(path, 8);
+  add_rows(memory, 100, 3);
+  auto keys = key_list(0, 20);
+  keys[7].clear();
+  keys[9].clear();
+  const auto attach = [&](const std::vector<std::string>& k) {
+    return error_of([&] { memory.attach(names[0], names[1], {.keys = k, .captions = {}, .metadata = {}}); });
+  };
+  EXPECT_TRUE(has(attach(key_list(0, 19)), "(19, 8)"));
+  EXPECT_TRUE(has(attach(key_list(90, 20)), "'key 100' is already"));
+  write(names[1], 1.5F * texts);
+  EXPECT_TRUE(has(attach(keys), "text.npy': row 0 must have length 1"));
+  write(names[1], texts);
+  ASSERT_EQ(attach(keys), "");
+  EXPECT_EQ(memory.size(), 21);
+  EXPECT_EQ(memory.info().attached, 2 * static_cast<std::int64_t>(fs::file_size(names[0])));
+  EXPECT_LT(memory.info().bytes, 200'000);
+  const auto best = [&] { return memory.search(images, {.k = 1}).rows.col(0).eval(); };
+  const auto before = best();
+  EXPECT_EQ(before(0), 3);
+  EXPECT_NE(before(7), 10);
+  memory.remove(key_list(4, 1));
+  add_rows(memory, 200, 2);
+  const auto removed = best();
+  memory.compact();
+  EXPECT_EQ(best(), removed);
+  EXPECT_EQ(memory.info().removed, 3);  // in files that are not the memory's to change
+  EXPECT_EQ(memory.size(), 22);
+  EXPECT_TRUE(memory.verify().empty());
+  memory.close();
+  EXPECT_TRUE(Memory::repair(path).empty());
+  memory = Memory::open(path);
+  EXPECT_EQ(best(), removed);
+  EXPECT_EQ(files_in(files).size(), 2);
+  memory.close();
+  put_byte(names[1], 140, '\x31');
+  EXPECT_FALSE(Memory::open(path, true).verify().empty());
+  write(names[1], texts);
+  EXPECT_TRUE(Memory::open(path, true).verify().empty());
+  fs::rename(names[1], files / "moved.npy");
+  EXPECT_TRUE(has(error_of([&] { Memory::open(path); }), "text.npy' is gone: it holds rows of"));
+  EXPECT_TRUE(has(error_of([&] { Memory::repair(path); }), "text.npy' is gone"));
+  fs::rename(files / "moved.npy", names[1]);
+  EXPECT_EQ(Memory::open(path).size(), 22);
 }
 
 TEST(Memory, SearchesRunBesideChanges) {

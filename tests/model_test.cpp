@@ -46,9 +46,8 @@ TEST_F(ModelTest, OneAddTeachesAndOneRemoveForgets) {
   const auto after = (model.encode_images(query) * model.encode_texts(name).transpose())(0, 0);
   EXPECT_GT(after, before + 0.2F);
   const auto found = model.explain(reco::Modality::image, clip_.encode_images(query));
-  EXPECT_EQ(found.keys.at(0), "one");
-  EXPECT_EQ(found.captions.at(0), "a zorblatt");
-  EXPECT_EQ(found.keys.at(1), "");
+  EXPECT_EQ(found.keys, std::vector<std::string>{"one"});
+  EXPECT_EQ(found.captions, name);
   EXPECT_NEAR(found.attention.at(0), 1.0F, 1e-6F);
   memory.remove(std::vector<std::string>{"one"});
   EXPECT_LT((model.encode_images(query) - plain).cwiseAbs().maxCoeff(), 1e-6F);

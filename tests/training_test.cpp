@@ -9,6 +9,7 @@
 #include <set>
 
 #include "reco/error.h"
+#include "training_corruption.h"
 #include "training_data.h"
 
 namespace {
@@ -28,12 +29,13 @@ Matrix near(const Matrix& x) {
 class TrainingTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::path(testing::TempDir()) / ("reco_training_" + std::to_string(getpid()));
+    folder_ =
+        std::filesystem::path(testing::TempDir()) / std::string("reco_training_").append(std::to_string(getpid()));
     std::filesystem::remove_all(folder_);
     const Matrix images = near(Matrix::Random(kConcepts, kDim)), texts = near(Matrix::Random(kConcepts, kDim));
     memory_.emplace(reco::Memory::create(folder_, kDim, "encoder"));
     reco::RowInfo info;
-    for (int i = 0; i < kConcepts; ++i) info.keys.push_back("m" + std::to_string(i));
+    for (int i = 0; i < kConcepts; ++i) info.keys.push_back(std::string("m").append(std::to_string(i)));
     memory_->add(near(images), near(texts), info);
     data_.images = near(images);
     data_.texts = near(texts);
@@ -81,6 +83,31 @@ TEST_F(TrainingTest, ABatchNeverHoldsAConceptTwice) {
   }
   EXPECT_EQ(dataset.epoch(1, 4, 7), dataset.epoch(1, 4, 7));
   EXPECT_NE(dataset.epoch(1, 4, 7), dataset.epoch(1, 5, 7));
+}
+
+TEST_F(TrainingTest, DisturbedNeighboursAreLabelled) {
+  const reco::training::Dataset dataset(data_, *memory_, config_, {});
+  std::vector<std::int64_t> rows(kConcepts);
+  for (int i = 0; i < kConcepts; ++i) rows[i] = i;
+  const auto pairs = dataset.rows(rows);
+  const auto some = reco::training::disturb(config_, pairs, 3), again = reco::training::disturb(config_, pairs, 3);
+  EXPECT_TRUE(some.pairs.images.partners.equal(again.pairs.images.partners));
+  EXPECT_FALSE(some.image_truth.equal(reco::training::disturb(config_, pairs, 4).image_truth));
+  for (const auto& [truth, mask] :
+       {std::pair{some.image_truth, some.pairs.images.mask}, std::pair{some.text_truth, some.pairs.texts.mask}}) {
+    const auto right = truth.sum(1);
+    EXPECT_GT(right.eq(0).sum().item<int>(), 0);  // wholly wrong ones
+    EXPECT_GT(right.eq(3).sum().item<int>(), 0);  // and clean ones
+    EXPECT_TRUE(mask.any(1).all().item<bool>());
+    EXPECT_EQ((truth * mask.logical_not()).sum().item<float>(), 0.0F);
+  }
+  // What is called true is what the memory said: with rows in their places, unless others came among them.
+  config_.random_rows = 0;
+  const auto kept = reco::training::disturb(config_, pairs, 3);
+  const auto same = (kept.pairs.images.partners - pairs.images.partners).abs().amax(2).lt(1e-6);
+  EXPECT_TRUE(same.logical_or(kept.image_truth.eq(0)).all().item<bool>());
+  config_.wrong_captions = config_.dropped = config_.random_k = 0;
+  EXPECT_TRUE(reco::training::disturb(config_, pairs, 3).image_truth.all().item<bool>());
 }
 
 TEST_F(TrainingTest, StopsWhenAsked) {

@@ -57,6 +57,7 @@ def draw(
     clip: reco.Clip,
     data: Path,
     path: Path,
+    k: int = 10,
 ) -> None:
     """Write the picture as a PNG."""
     mpl.rcParams["font.size"] = 9
@@ -73,7 +74,7 @@ def draw(
         if any(r.model == model for r in records)
     }
     accuracy_bars(top.subplots(), values, list(TASKS))
-    row = system("reco", clip, memory, fusion)
+    row = system("reco", clip, memory, fusion, k)
     texts = reco.average_prompts(row.texts(queries.prompts), len(TEMPLATES))
     plain = reco.average_prompts(queries.prompts, len(TEMPLATES))
     names = [str(entry["concept"]) for entry in queries.pairs.metadata]

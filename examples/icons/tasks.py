@@ -89,6 +89,15 @@ def remember(
     return memory
 
 
+def moved_captions(count: int, share: float, seed: int) -> npt.NDArray[Any]:
+    """An order of captions in which a share of them, drawn at random, changed places among themselves."""
+    random = np.random.default_rng(seed)
+    order = np.arange(count)
+    moved = np.flatnonzero(random.random(count) < share)
+    order[moved] = random.permutation(moved)
+    return order
+
+
 def training_pairs(pairs: Embeddings, known_share: float, seed: int) -> Embeddings:
     """What the fusion learns from: fusion concepts and a share of known ones, each with a second drawing to look up.
 

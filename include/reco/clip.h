@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021): the frozen dual
-// encoder that everything else builds on.
+// CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021) and its kin,
+// SigLIP (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023) among them: the frozen dual encoder that
+// everything else builds on.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,20 +26,37 @@ struct ClipOptions {
   std::int64_t batch_size = 64;   ///< items that go through a tower at once
 };
 
+/// The image of an index; called from several threads at once.
+using ImageSource = std::function<Image(std::int64_t index)>;
+
+/// Is told which image cannot be read, and why.
+using Unreadable = std::function<void(std::int64_t index, const std::string& error)>;
+
 /// A frozen CLIP model. Immutable after load(), cheap to copy (copies share the weights), thread safe.
 class RECO_API Clip {
  public:
-  /// Opens a Hugging Face folder: config.json, model.safetensors (or its sharded index), preprocessor_config.json and
-  /// the tokenizer's files. Every key of the config is honoured, missing ones take Hugging Face's defaults; weights may
-  /// be float32, float16 or bfloat16. Throws Error, naming file, tensor and shapes, when anything is missing or does
-  /// not fit.
-  static Clip load(const std::filesystem::path& folder, const ClipOptions& options = {});
+  /// Opens a model in one of these formats, which its files tell, never its name:
+  ///   - Hugging Face's CLIP and SigLIP folders: config.json, model.safetensors (or its sharded index, or
+  ///     pytorch_model.bin), preprocessor_config.json or processor_config.json, and the tokenizer's files;
+  ///   - open_clip's folders: open_clip_config.json, open_clip_model.safetensors (or open_clip_pytorch_model.bin) and
+  ///     the tokenizer's files. A folder that serves both is taken as Hugging Face's; the path of its
+  ///     open_clip_config.json means open_clip;
+  ///   - OpenAI's archives (.pt, TorchScript), with the tokenizer's files beside them.
+  /// Pickles are read as data: nothing in them is executed.
+  /// Every key of a config is honoured, missing ones take the format's defaults; weights may be float32, float16 or
+  /// bfloat16. Throws Error, naming file, tensor and shapes, when anything is missing or does not fit, and naming the
+  /// architecture when it is one that does not run here.
+  static Clip load(const std::filesystem::path& path, const ClipOptions& options = {});
 
   /// [n, dim] unit rows, in the order given. Throws Error naming the image that cannot be read.
   Matrix encode_images(std::span<const std::filesystem::path> files, const Progress& progress = {}) const;
   Matrix encode_images(std::span<const Image> images, const Progress& progress = {}) const;
   /// Encoded files held in memory (JPEG, PNG, WebP).
   Matrix encode_images(std::span<const std::span<const std::byte>> files, const Progress& progress = {}) const;
+  /// Images 0 to count - 1 of a source, which reads the next batch while one is encoded. With `unreadable`, an image
+  /// whose source throws is no error: its row is NaN, and at the end `unreadable` is called for each of them, in order.
+  Matrix encode_images(std::int64_t count, const ImageSource& source, const Progress& progress = {},
+                       const Unreadable& unreadable = {}) const;
 
   /// [n, dim] unit rows. Longer texts than context_length() are cut and keep their end token.
   Matrix encode_texts(std::span<const std::string> texts, const Progress& progress = {}) const;
@@ -47,6 +66,7 @@ class RECO_API Clip {
   std::int64_t context_length() const;  ///< input tokens of the text tower
   std::int64_t parameters() const;      ///< number of weights
   float logit_scale() const;            ///< exp(logit_scale): the factor on cosines before the softmax
+  float logit_bias() const;             ///< SigLIP's: is added before the sigmoid; 0 in CLIP
   const std::string& dtype() const;     ///< "float32" or "bfloat16"
   const std::string& device() const;
 

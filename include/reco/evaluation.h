@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "reco/export.h"
+#include "reco/memory.h"
 #include "reco/types.h"
 
 namespace reco {
@@ -25,15 +26,50 @@ struct Retrieval {
   double text_recall_at_1 = 0, text_recall_at_5 = 0, text_recall_at_10 = 0;     ///< image to text
 };
 
+struct Interval {
+  double low = 0, high = 0;
+};
+
+struct BootstrapOptions {
+  std::int64_t resamples = 1000;
+  double confidence = 0.95;  ///< share of the resamples between low and high
+  std::uint64_t seed = 0;
+};
+
 /// Classifies images [n, dim] among classes [c, dim] by cosine; labels are 0 .. c - 1. Of equal scores the lower class
 /// wins. Throws Error for shapes or labels that do not fit, or n = 0.
 RECO_API Classification classify(const MatrixView& images, const MatrixView& classes,
                                  std::span<const std::int64_t> labels);
 
+/// Training-free: how the neighbours of n images vote on their labels. Of each class, the sum of its neighbours'
+/// weights softmax(sharpness * similarity): [n, classes], rows add up to at most 1. `labels[i * k + j]` is the class of
+/// neighbour j of image i, -1 for one that is none of them. Throws Error for labels that do not fit.
+RECO_API Matrix vote(const Neighbors& neighbors, std::span<const std::int64_t> labels, std::int64_t classes,
+                     float sharpness = 10.0F);
+
+/// Training-free: (1 - weight) * softmax(logit_scale * cosine) + weight * votes, for cosines [n, classes] of images and
+/// classes. Throws Error for shapes that differ or a weight outside [0, 1].
+RECO_API Matrix blend(const MatrixView& cosines, const MatrixView& votes, float logit_scale, float weight = 0.5F);
+
 /// Retrieval between images [n, dim] and texts [m, dim]; `image_of_text[j]` is the row of text j's image. An image's
 /// texts count as found when any of them is among the first k. Throws Error for shapes or rows that do not fit.
 RECO_API Retrieval retrieve(const MatrixView& images, const MatrixView& texts,
                             std::span<const std::int64_t> image_of_text);
+
+/// Place (0: best) of each query's best right candidate by cosine, for queries [n, dim] and candidates [m, dim];
+/// `targets[i]` is a right candidate of query `target_queries[i]`, or of query i where that is empty. Of equal scores
+/// the lower candidate is the better. A query without a target gets m. Throws Error for shapes or rows that do not fit.
+RECO_API std::vector<std::int64_t> ranks(const MatrixView& queries, const MatrixView& candidates,
+                                         std::span<const std::int64_t> targets,
+                                         std::span<const std::int64_t> target_queries = {});
+
+/// Percentile interval (Efron's bootstrap) of the mean of `values`, such as 1 for a right answer and 0 for a wrong one.
+/// What is drawn with replacement are units: `units[i]` is that of value i (an image with all its captions), from 0 on;
+/// empty: each value is its own. With `groups` the mean is that of the groups' means (mean_per_class_recall). The same
+/// seed draws the same units whatever the values. Throws Error for sizes that do not fit, no values, values that are
+/// not finite, negative units or groups, no resamples, or a confidence outside (0, 1).
+RECO_API Interval bootstrap(std::span<const double> values, std::span<const std::int64_t> units = {},
+                            std::span<const std::int64_t> groups = {}, const BootstrapOptions& options = {});
 
 /// 2ab / (a + b); 0 when both are 0. OVEN's mean of seen and unseen accuracy.
 RECO_API double harmonic_mean(double a, double b);

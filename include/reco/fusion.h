@@ -8,32 +8,44 @@
 #include <string>
 
 #include "reco/export.h"
-#include "reco/memory.h"
+#include "reco/memory_base.h"
 #include "reco/types.h"
 
 namespace reco {
 
-/// The shape of a fusion. Both sides (image, text) have the same shape and weights of their own.
+/// The shape of a fusion, and what it looks up. Both sides (image, text) have the same shape.
 ///
-/// With q the query, p_i the partner embeddings of its k neighbours and s_i their similarities:
+/// With q the query, p_i what is fused of its k neighbours (their partners by default) and s_i their similarities:
 ///  - "transformer", the paper's layer: [q, p_1 .. p_k] plus learned positions through `layers` pre-norm encoder layers
 ///    and a final LayerNorm; the query token, scaled to unit length, is the result. 3,159,040 parameters a side at
 ///    dim 512 and k 10.
 ///  - "mean", training-free: unit(q + weight * sum_i softmax(sharpness * s)_i p_i).
-///  - "gated", ours, starts at CLIP's own embedding and is trained from the best mean: unit(q + gate * m + c). The
-///    weights of m = sum_i a_i p_i and the gate come from small networks over similarities alone (of query and
-///    neighbour, neighbour and neighbour, query and partner), so they carry over to concepts never seen; c is what the
-///    encoder layers, over tokens scaled by sqrt(dim), change of the query, which is nothing at the start (no c with
-///    layers = 0).
+///  - "gated", ours: unit(q + confidence^4 * (weight * m + c)) with m = sum_i a_i p_i and
+///    a = softmax(sharpness * s + log trust + relevance). trust_i is the probability that pair i is a true one,
+///    confidence that any of them is, relevance a free logit: three small networks over similarities alone (of query
+///    and neighbour, partner and partner, query and partner), so that they carry over to concepts never seen and to any
+///    k. c is what the encoder layers, over tokens scaled by sqrt(dim), change of the query (no c with layers = 0).
+///
+/// An untrained "gated" or "mean" has weight 0 and c = 0: it is CLIP. train() then starts "gated" with the weight and
+/// sharpness of the best mean, all pairs trusted alike.
 struct FusionConfig {
-  std::string method = "gated";  ///< "gated", "transformer" or "mean"
-  std::int64_t dim = 512;        ///< width of the embeddings, 1 to 65,536
-  std::int64_t k = 10;           ///< neighbours it is made for; "gated" and "mean" take any number
-  std::int64_t layers = 1;       ///< encoder layers, 0 to 4; "transformer" needs one
-  std::int64_t heads = 8;        ///< must divide dim
-  double mlp_ratio = 4.0;        ///< hidden width of the layer's MLP over dim
-  bool positions = true;         ///< learned rank positions ("transformer" only)
-  std::int64_t gate_width = 16;  ///< hidden units of the gate's networks ("gated" only)
+  std::string method = "gated";      ///< "gated", "transformer" or "mean"
+  std::int64_t dim = 512;            ///< width of the embeddings, 1 to 65,536
+  std::int64_t k = 10;               ///< neighbours it is made for; "gated" and "mean" take any number
+  std::string search = "uni-modal";  ///< "uni-modal": the query's own side of the memory; "cross-modal": the other
+  std::string fuse = "partner";      ///< of each neighbour: "partner", the side the query is not; "same"; or "both"
+  std::string sides = "both";        ///< queries that are refined: "both", "image" or "text"; others stay at CLIP
+  std::int64_t layers = 1;           ///< encoder layers, 0 to 4; "transformer" needs one
+  std::int64_t heads = 8;            ///< must divide dim
+  double mlp_ratio = 4.0;            ///< hidden width of the layer's MLP over dim
+  bool positions = true;             ///< learned rank positions ("transformer" only)
+  bool similarity = false;           ///< the layers' tokens also carry s_i, along a learned direction
+  bool residual = false;             ///< unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only)
+  bool shared = false;               ///< one set of weights for both sides
+  std::int64_t gate_width = 16;      ///< hidden units of the gate's networks ("gated" only)
+
+  /// Embeddings fused for each query: k, or 2 k when both sides of a neighbour are.
+  std::int64_t slots() const { return fuse == "both" ? 2 * k : k; }
 };
 
 /// Throws Error, naming the field, unless every field of the config is in range.
@@ -43,7 +55,8 @@ RECO_API void validate(const FusionConfig& config);
 struct FusionOutput {
   Matrix embeddings;  ///< [n, dim] unit rows
   Matrix attention;   ///< [n, k] weight of each neighbour (mean over heads for "transformer"); 0 where there is none
-  Matrix gate;        ///< [n, 1] how far the result moved towards the retrieved: 0 stays at CLIP
+  Matrix gate;        ///< [n, 1] weight of the retrieved against the query's 1: 0 stays at CLIP (1 for "transformer")
+  Matrix confidence;  ///< [n, 1] probability that something true was retrieved ("gated"; else 1)
 };
 
 /// Weights of a training-free mean for one side.
@@ -68,7 +81,8 @@ class RECO_API Fusion {
   void save(const std::filesystem::path& file) const;
 
   /// Refines n queries [n, dim] of unit length with their neighbours. Without neighbours a query comes back unchanged,
-  /// but for "transformer". Throws Error when shapes do not fit, or k is above the config's for "transformer".
+  /// but for "transformer". With fuse = "both" the neighbours come as 2 k columns: all partners, then all same sides.
+  /// Throws Error when shapes do not fit, or there are more columns than config.slots() for "transformer".
   FusionOutput fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const;
 
   const FusionConfig& config() const;
@@ -83,5 +97,10 @@ class RECO_API Fusion {
  private:
   std::shared_ptr<const Impl> impl_;
 };
+
+/// What a fusion of this config fuses for queries [n, dim] of a modality, which options.modality names:
+/// [n, config.slots()] with options.k for k. options.max_similarity counts where images are compared with images.
+RECO_API Neighbors find_neighbors(const MemoryBase& memory, const FusionConfig& config, const MatrixView& queries,
+                                  SearchOptions options);
 
 }  // namespace reco

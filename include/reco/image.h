@@ -42,32 +42,45 @@ enum class Resample { nearest = 0, lanczos = 1, bilinear = 2, bicubic = 3, box =
 /// Throws Error unless 1 <= width, height <= 65,535. Thread safe.
 RECO_API Image resize(const Image& image, int width, int height, Resample filter);
 
+/// What becomes of an image's aspect when both sides are given: lost, or kept with the image inside them, or around
+/// them.
+enum class Fit { stretch, inside, around };
+
 /// What preprocessor_config.json says; the defaults are those of Hugging Face's CLIPImageProcessor.
 struct RECO_API Preprocess {
   bool do_resize = true;
   int shortest_edge = 224;  ///< the shorter side after resizing, if > 0; otherwise both sides are given:
   int resize_width = 0;
   int resize_height = 0;
+  Fit fit = Fit::stretch;
   Resample resample = Resample::bicubic;
   bool do_center_crop = true;
   int crop_width = 224;
   int crop_height = 224;
+  /// An odd margin is halved to the even number when it is cut and to the smaller one when it is filled, as torchvision
+  /// does it, not to the smaller and the larger one, as Hugging Face does it.
+  bool torchvision_crop = false;
+  int fill = 0;  ///< byte around an image that is smaller than the crop
   bool do_rescale = true;
   double rescale_factor = 1.0 / 255.0;
   bool do_normalize = true;
   std::array<float, 3> mean{0.48145466F, 0.4578275F, 0.40821073F};
   std::array<float, 3> std{0.26862954F, 0.26130258F, 0.27577711F};
 
-  /// Reads preprocessor_config.json. Keys that are missing keep their defaults; `size` may be an integer,
-  /// {"shortest_edge": n} or {"height": h, "width": w}. Throws Error naming the file and the key.
-  static Preprocess load(const std::filesystem::path& file);
+  /// Reads preprocessor_config.json, or the `image_processor` of a processor_config.json; of a folder that has both the
+  /// latter, as transformers does. Keys that are missing keep their defaults, SigLIP's where the file names its image
+  /// processor; `size` may be an integer, {"shortest_edge": n} or {"height": h, "width": w}. Or reads the
+  /// preprocess_cfg of an open_clip_config.json: the given file, or that of a folder without Hugging Face's weights.
+  /// Images are always taken as RGB, while open_clip resizes those with a palette or alpha as they are. Throws Error
+  /// naming the file and the key.
+  static Preprocess load(const std::filesystem::path& path);
 
   /// Width and height of what preprocess() makes of an image of this size. Throws Error unless both are in [1, 65,535].
   std::array<int, 2> output_size(int width, int height) const;
 };
 
 /// Resizes, crops, rescales and normalises `image` into `out`, planar [3, height, width] float32 of output_size().
-/// An image smaller than the crop is put into the middle of zeros. Throws Error when `out` has another size. Thread
+/// An image smaller than the crop is put into the middle of `fill`. Throws Error when `out` has another size. Thread
 /// safe.
 RECO_API void preprocess(const Image& image, const Preprocess& config, std::span<float> out);
 

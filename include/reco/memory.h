@@ -5,49 +5,57 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "reco/export.h"
+#include "reco/memory_base.h"
 #include "reco/types.h"
 
 namespace reco {
 
-/// One remembered pair.
-struct MemoryRow {
-  std::string key;
-  std::string caption;
-  std::string metadata;  ///< a JSON object
-  Eigen::VectorXf image_embedding;
-  Eigen::VectorXf text_embedding;
+/// How a memory keeps its embeddings: what the files hold is what is searched and what is fused. In bytes a row of 512
+/// numbers, 1,024 as float16, 512 as int8, 256, 128 or 64 as codes of 4, 2 or 1 bits a number; benchmarks/README.md has
+/// what each costs in accuracy. Codes need a dim that is a multiple of 8.
+enum class Storage { float16, int8, codes4, codes2, codes1 };
+
+/// "float16", "int8", "codes4", "codes2", "codes1".
+RECO_API const char* storage_name(Storage storage);
+
+/// The storage of a name. Throws Error for an unknown one.
+RECO_API Storage parse_storage(const std::string& name);
+
+/// How to make searches fast: see Memory::optimize().
+struct OptimizeOptions {
+  /// "auto", "exact" (drops the indexes) or a factory string of FAISS: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
+  std::string index = "auto";
+  double recall = 0.95;  ///< share of the k nearest rows that searches shall find, 0 to 1
+  std::int64_t k = 10;   ///< neighbours that recall counts
+  /// Bytes that searching one side may keep in memory, index and rows; "auto" obeys. 0: half of the machine's.
+  std::int64_t max_bytes = 0;
+  std::int64_t max_build_bytes = 0;  ///< bytes that building may take beside the shards; 0: half of the machine's
+  std::uint64_t seed = 0;
 };
 
-/// What describes the pairs of one add(), one entry a row. Captions and metadata may be empty: none.
-struct RowInfo {
-  std::vector<std::string> keys;
-  std::vector<std::string> captions;
-  std::vector<std::string> metadata;  ///< JSON objects
+/// One side's index.
+struct IndexInfo {
+  Modality modality = Modality::image;
+  std::string index{};        ///< factory string; "exact" where there is none
+  std::int64_t rows = 0;      ///< rows that it holds; newer ones are compared one by one
+  std::int64_t bytes = 0;     ///< of its file
+  std::int64_t effort = 0;    ///< what optimize() chose: HNSW's efSearch, IVF's nprobe
+  std::int64_t refine = 0;    ///< candidates a wanted neighbour that are compared with their full rows
+  double recall = 0;          ///< measured on rows that were held out of the index until then
+  double build_seconds = 0;   ///< as optimize() measured it, else 0
+  double search_seconds = 0;  ///< median time of one query, as optimize() measured it, else 0
 };
 
-struct SearchOptions {
-  std::int64_t k = 10;                  ///< neighbours a query, 1 <= k <= 4,096
-  Modality modality = Modality::image;  ///< the side that the queries are compared with
-  /// Keys that must not be found: empty, one list for all queries, or one list a query. Unknown keys are ignored.
-  std::vector<std::vector<std::string>> exclude_keys{};
-  /// Leaves out near-duplicates: rows whose similarity to the query is above this.
-  std::optional<float> max_similarity{};
-  bool partners = true;  ///< fetch the partner embeddings too
-};
-
-/// The result of a search over n queries; best first. Where fewer than k rows are left, row is -1, score 0 and the
-/// partner all zeros.
-struct Neighbors {
-  std::int64_t k = 0;
-  IndexMatrix rows{};  ///< [n, k] row numbers, for Memory::keys() and captions()
-  Matrix scores{};     ///< [n, k] cosine similarities
-  Matrix partners{};   ///< [n * k, dim]: the other side's embedding of neighbour j of query i in row i * k + j
+/// Two pairs that are nearly the same.
+struct Duplicate {
+  std::int64_t row = 0;
+  std::int64_t other = 0;  ///< above `row` within one memory, else of the other set
+  float score = 0;         ///< cosine similarity
 };
 
 struct MemoryInfo {
@@ -55,56 +63,114 @@ struct MemoryInfo {
   std::int64_t rows = 0;     ///< live pairs
   std::int64_t removed = 0;  ///< removed pairs whose space is not reclaimed
   std::int64_t dim = 0;
-  std::string encoder{};   ///< fingerprint of the encoder that made the embeddings
-  std::int64_t bytes = 0;  ///< on disk
+  Storage storage = Storage::float16;
+  std::string encoder{};      ///< fingerprint of the encoder that made the embeddings
+  std::int64_t bytes = 0;     ///< on disk, in its folder
+  std::int64_t attached = 0;  ///< bytes of attached files, which lie elsewhere
   std::int64_t shards = 0;
   std::int64_t format = 0;  ///< version of the format
+  std::vector<IndexInfo> indexes{};
 };
 
 /// A folder of image-text pairs (format: design of the README, "On disk"): `memory.sqlite` is the single source of
-/// truth, `img_emb/*.npy` and `text_emb/*.npy` are immutable float16 shards.
+/// truth, `img_emb/*.npy` and `text_emb/*.npy` are immutable shards.
 ///
 /// Durable: a call that returned is on disk; a crash at any moment leaves the last committed state. Thread safe: any
 /// number of searches run beside one change at a time. One process writes: a second writer gets an Error. Copies are
 /// cheap and share the open folder.
-class RECO_API Memory {
+class RECO_API Memory final : public MemoryBase {
  public:
-  /// Makes a new, empty memory. Throws Error if the folder exists and is not empty, or if dim is not in [1, 65,536].
-  static Memory create(const std::filesystem::path& folder, std::int64_t dim, const std::string& encoder = "");
+  /// Makes a new, empty memory. Throws Error if the folder exists and is not empty, if dim is not in [1, 65,536], or if
+  /// the storage does not take it.
+  static Memory create(const std::filesystem::path& folder, std::int64_t dim, const std::string& encoder = "",
+                       Storage storage = Storage::float16);
 
   /// Opens an existing one; shards are memory-mapped. A read-only memory refuses changes. Throws Error if the folder is
   /// no memory, of a newer format, damaged, or, with `encoder` given, made by another encoder.
   static Memory open(const std::filesystem::path& folder, bool read_only = false, const std::string& encoder = "");
 
+  /// Makes a damaged memory whole again: keeps every pair whose words and embeddings fit their checksums, forgets the
+  /// others and every damaged index. Returns a line for each thing that was lost; empty if nothing was. No process may
+  /// have the memory open. Throws Error where SQLite cannot read the database: then nothing is changed.
+  static std::vector<std::string> repair(const std::filesystem::path& folder);
+
   /// Appends n pairs, [n, dim] each; rows are scaled to unit length. All or nothing. Throws Error, with nothing
   /// written, for wrong shapes, non-finite or zero rows, empty or repeated keys, and keys that are already there.
-  void add(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info);
+  void add(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info) override;
 
-  /// Removes pairs; they are never found again, and their keys are free. What they hold stays in the files. Throws
-  /// Error, with nothing removed, if a key is not there.
-  void remove(std::span<const std::string> keys);
+  /// The same, but pairs whose keys are there already are replaced.
+  void upsert(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info);
 
-  /// The k most similar live pairs of each query ([n, dim], scaled to unit length), exactly. Throws Error for another
-  /// number of columns, non-finite queries, k out of range.
-  Neighbors search(const MatrixView& queries, const SearchOptions& options = {}) const;
+  /// Appends the pairs of two .npy files where they lie, [n, dim] each, rows of unit length in the memory's storage:
+  /// the files are not copied, and must stay there unchanged. An empty key leaves its row out. All or nothing.
+  /// compact() leaves such files alone. Throws Error, with nothing written, for files that do not fit, and as add()
+  /// does. Where a file has moved or changed size since, open() throws Error naming it; verify() compares its checksum.
+  void attach(const std::filesystem::path& image_file, const std::filesystem::path& text_file, const RowInfo& info);
 
-  MemoryRow get(const std::string& key) const;  ///< throws Error if the key is not there
+  /// Removes pairs; they are never found again, and their keys are free. What they hold stays in the files until
+  /// compact(). Throws Error, with nothing removed, if a key is not there.
+  void remove(std::span<const std::string> keys) override;
+
+  /// Reclaims the space of removed pairs and joins small files. The other pairs keep their row numbers; removed ones
+  /// lose their words and embeddings. Searches go on meanwhile, changes wait. Where much was removed, a new optimize()
+  /// makes searches faster.
+  void compact();
+
+  /// The k most similar live pairs of each query ([n, dim], scaled to unit length): exactly, unless optimize() made an
+  /// index. Throws Error for another number of columns, non-finite queries, k out of range, a condition that SQLite
+  /// refuses, a damaged index.
+  Neighbors search(const MatrixView& queries, const SearchOptions& options = {}) const override;
+
+  /// Builds an index for both sides, so that searches compare a query with few rows instead of all. The settings that
+  /// reach `recall` are found with rows that are held out until then. Searches and changes go on meanwhile; rows that
+  /// are added later are found at once, compared one by one; removed rows are never found.
+  ///
+  /// "HNSW<links>" and "IVF<lists>,Flat" keep no second copy of the rows: 9 bytes a link and row, or 8 bytes a row. All
+  /// other indexes are FAISS's own; what they find is compared again with the full rows. "auto" takes exact search
+  /// below 50,000 rows, else HNSW32 up to 4 million rows, else IVF, and IVF with product quantisation where the rows do
+  /// not fit into `max_bytes`.
+  ///
+  /// Throws Error for an unknown index, for one that needs more than `max_build_bytes`, and when `progress` stops it;
+  /// then the sides that are done keep their new index. Building that was stopped or killed goes on where it was, or a
+  /// minute before, when the same call is made on the same pairs.
+  std::vector<IndexInfo> optimize(const OptimizeOptions& options = {}, const Progress& progress = {});
+
+  /// Takes over an index that FAISS wrote over one side of this memory's rows, in the order of their numbers from 0 on,
+  /// by inner product or by distance; the file is copied. The file is read in a process of its own first, and its lists
+  /// and links are checked. Settings that reach options.recall are found as optimize() finds them. Throws Error for a
+  /// file that is no such index, or does not find at least half of the rows when it is asked for them.
+  IndexInfo adopt_index(const std::filesystem::path& file, Modality modality, const OptimizeOptions& options = {});
+
+  /// The live pairs whose embeddings of one side have at least this similarity, best first. Goes through the index
+  /// where there is one, and then may miss some. Throws Error when `progress`, which is told of rows, stops it.
+  std::vector<Duplicate> duplicates(float min_similarity, Modality modality = Modality::image,
+                                    const Progress& progress = {}) const;
+
+  /// The same between this memory and another set, such as a test set that must not have leaked into it: `row` is this
+  /// memory's, `other` the other's row, or the place in `against` ([n, dim], scaled to unit length).
+  std::vector<Duplicate> duplicates(const Memory& against, float min_similarity, Modality modality = Modality::image,
+                                    const Progress& progress = {}) const;
+  std::vector<Duplicate> duplicates(const MatrixView& against, float min_similarity,
+                                    Modality modality = Modality::image, const Progress& progress = {}) const;
+
+  MemoryRow get(const std::string& key) const override;  ///< throws Error if the key is not there
   bool contains(const std::string& key) const;
-  std::int64_t size() const;  ///< live pairs
-  std::int64_t dim() const;
-  std::string encoder() const;
+  std::int64_t size() const override;  ///< live pairs
+  std::int64_t dim() const override;
+  std::string encoder() const override;
   MemoryInfo info() const;
 
-  /// Keys and captions of rows as Neighbors gives them; -1 gives "". Rows removed since still give theirs.
-  std::vector<std::string> keys(std::span<const std::int64_t> rows) const;
-  std::vector<std::string> captions(std::span<const std::int64_t> rows) const;
-  std::vector<std::string> metadata(std::span<const std::int64_t> rows) const;
+  /// Keys and captions of rows as Neighbors gives them; -1 gives "". Rows removed since still give theirs
+  /// until compact().
+  std::vector<std::string> keys(std::span<const std::int64_t> rows) const override;
+  std::vector<std::string> captions(std::span<const std::int64_t> rows) const override;
+  std::vector<std::string> metadata(std::span<const std::int64_t> rows) const override;
 
   /// The row numbers of all live pairs, in the order they were added.
   std::vector<std::int64_t> rows() const;
 
   /// One side's embeddings of rows as rows() gives them: [n, dim].
-  Matrix embeddings(std::span<const std::int64_t> rows, Modality modality) const;
+  Matrix embeddings(std::span<const std::int64_t> rows, Modality modality) const override;
 
   /// Checks every file against its checksum and the database against the files: one line for each fault, naming file
   /// and place; empty when all is well. Throws Error only when the check itself cannot run.

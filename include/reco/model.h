@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -21,16 +22,18 @@ struct ModelOptions {
   std::optional<float> max_similarity{};  ///< image neighbours more similar than this are left out
 };
 
-/// A refined embedding and where it came from.
+/// A refined embedding and where it came from. Lists have an entry a neighbour, best first: at most k.
 struct Explanation {
   Modality modality = Modality::image;
-  Matrix original{};  ///< [1, dim] CLIP's embedding
-  Matrix refined{};   ///< [1, dim]
-  Neighbors neighbors{};
-  std::vector<std::string> keys{};  ///< of the neighbours, best first
-  std::vector<std::string> captions{};
-  std::vector<float> attention{};  ///< of the fusion on each neighbour
-  float gate = 0.0F;               ///< 0: stayed at CLIP
+  Matrix original{};                    ///< [1, dim] CLIP's embedding
+  Matrix refined{};                     ///< [1, dim]
+  std::vector<std::string> keys{};      ///< of the neighbours
+  std::vector<std::string> captions{};  ///< as Memory::captions
+  std::vector<std::string> metadata{};  ///< JSON objects, as Memory::metadata
+  std::vector<float> scores{};          ///< cosines with the query
+  std::vector<float> attention{};       ///< FusionOutput::attention; of both sides together with fuse = "both"
+  float gate = 0.0F;                    ///< 0: stayed at CLIP
+  float confidence = 0.0F;              ///< FusionOutput::confidence
 };
 
 /// A CLIP model that looks things up. Sees every change of the memory at once. Cheap to copy, thread safe.
@@ -38,6 +41,7 @@ class RECO_API Model {
  public:
   /// Throws Error when dimensions or encoder fingerprints of the three do not fit.
   Model(Clip clip, Memory memory, Fusion fusion, const ModelOptions& options = {});
+  Model(Clip clip, std::shared_ptr<const MemoryBase> memory, Fusion fusion, const ModelOptions& options = {});
 
   /// Encodes and refines: [n, dim] unit rows.
   Matrix encode_images(std::span<const std::filesystem::path> files, const Progress& progress = {}) const;
@@ -55,7 +59,7 @@ class RECO_API Model {
   Explanation explain(Modality modality, const MatrixView& embedding) const;
 
   const Clip& clip() const { return clip_; }
-  const Memory& memory() const { return memory_; }
+  const std::shared_ptr<const MemoryBase>& memory() const { return memory_; }
   const Fusion& fusion() const { return fusion_; }
   const ModelOptions& options() const { return options_; }
 
@@ -64,7 +68,7 @@ class RECO_API Model {
                  const std::vector<std::vector<std::string>>& exclude_keys) const;
 
   Clip clip_;
-  Memory memory_;
+  std::shared_ptr<const MemoryBase> memory_;
   Fusion fusion_;
   ModelOptions options_;
 };

@@ -8,6 +8,7 @@
 #include "reco/fusion.h"
 #include "reco/image.h"
 #include "reco/memory.h"
+#include "reco/memory_base.h"
 #include "reco/model.h"
 #include "reco/threads.h"
 #include "reco/tokenizer.h"

@@ -16,10 +16,11 @@
 
 namespace reco {
 
-/// n image-text pairs to learn from.
+/// n image-text pairs to learn from: two matrices, or a memory folder whose float16 shards are read batch by batch.
 struct TrainingData {
   Matrix images{};                       ///< [n, dim] unit rows
   Matrix texts{};                        ///< [n, dim] unit rows
+  std::optional<Memory> pairs{};         ///< in place of images, texts and keys: all its pairs, in order
   std::vector<std::string> keys{};       ///< a pair's own key in the memory is left out of its neighbours; may be empty
   std::vector<std::int64_t> concepts{};  ///< pairs of one concept never meet in a batch; may be empty: all differ
 };
@@ -27,29 +28,40 @@ struct TrainingData {
 struct TrainingConfig {
   FusionConfig fusion{};
   std::int64_t batch_size = 4096;  ///< pairs a step; at most one a concept
+  std::int64_t micro_batch = 0;    ///< pairs whose gradients are held at a time; 0: all. The result is the same
   std::int64_t epochs = 10;        ///< one epoch shows each concept once, through one of its pairs
   double learning_rate = 1e-3;     ///< peak; linear warm-up, cosine decay to zero
   double layer_rate = 0.1;         ///< of it for the encoder layers of "gated", which memorise where the rest looks up
-  double warmup = 0.05;            ///< share of the steps that warm up
-  double weight_decay = 0.01;      ///< AdamW's, on matrices only
+  double gate_rate = 30.0;         ///< of it for trust and confidence of "gated", which learn from labels
+  /// What a step does to a share of its pairs, so that the gate learns what a bad memory looks like; a rate is drawn
+  /// for each pair, one in two times all of its neighbours. Clean pairs and wholly wrong ones occur in every batch.
+  double wrong_captions = 0.6;  ///< neighbours get the partner of a neighbour of another pair
+  double random_rows = 0.1;     ///< neighbours are replaced by other pairs of the batch, with true similarities
+  double dropped = 0.5;         ///< up to half of the neighbours go
+  double random_k = 0.5;        ///< only the first few, 1 to k, stay
+  double warmup = 0.05;         ///< share of the steps that warm up
+  double weight_decay = 0.01;   ///< AdamW's, on matrices only
   std::array<double, 3> loss{1.0, 1.0, 1.0};  ///< weights of NCE(v^, t^), NCE(v^, t), NCE(v, t^)
   double logit_scale = 100.0;                 ///< factor on cosines in the loss: CLIP's own
   bool learn_scale = false;                   ///< train that factor too
   std::optional<float> max_similarity{};      ///< image neighbours more similar than this are near-duplicates: left out
   double validation = 0.1;  ///< share of the concepts that is held out to choose the best epoch; 0: none
   std::uint64_t seed = 0;
-  std::filesystem::path log{};         ///< CSV learning curve; empty: none
-  std::filesystem::path checkpoint{};  ///< safetensors file written each epoch; resumed from when it is there
+  std::filesystem::path log{};          ///< CSV learning curve; empty: none
+  std::filesystem::path tensorboard{};  ///< folder for the same curve as a TensorBoard event file; empty: none
+  std::filesystem::path checkpoint{};   ///< safetensors file written each epoch; resumed from when it is there
 };
 
 /// Throws Error, naming the field, unless every field is in range.
 RECO_API void validate(const TrainingConfig& config);
 
 /// Trains a fusion on `data` with neighbours from `memory` (k = config.fusion.k); the encoder's fingerprint is the
-/// memory's. "mean" tunes its weights on the training concepts; "gated" starts from that mean. With validation, the
-/// epoch with the best held-out accuracy wins, the untrained start among them. Same seed, threads and machine: same
-/// weights, resumed or not. Throws Error for data that does not fit and for a loss that is not finite.
-RECO_API Fusion train(const TrainingData& data, const Memory& memory, const TrainingConfig& config,
+/// memory's. "mean" tunes its weights on the training concepts; "gated" starts from that mean and keeps its weight and
+/// sharpness. With validation, the epoch with the best held-out accuracy wins, the untrained start among them; accuracy
+/// is the mean of that with clean and that with disturbed neighbours. Same seed, threads and machine: same weights,
+/// resumed or not. Throws Error, before the first step, for data that does not fit or needs more memory than the
+/// machine has, and for a loss that is not finite or three times that of the first epoch.
+RECO_API Fusion train(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config,
                       const Progress& progress = {});
 
 }  // namespace reco

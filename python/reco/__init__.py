@@ -8,32 +8,45 @@
 >>> model.encode_images(["photo.jpg"])  # doctest: +SKIP
 """
 
-from reco import _core
-from reco._core import (
-    Clip,
-    Error,
-    Explanation,
-    Fusion,
-    FusionConfig,
-    Memory,
-    Model,
-    Neighbors,
-    Preprocess,
-    Tokenizer,
-    TrainingConfig,
-    average_prompts,
-    classify,
-    decode_image,
-    harmonic_mean,
-    prompts,
-    read_image,
-    resize,
-    retrieve,
-    set_threads,
-    threads,
-    train,
-)
-from reco.evaluation import evaluate, zero_shot
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reco._core import (
+        Clip,
+        Error,
+        Fusion,
+        FusionConfig,
+        Memory,
+        MemoryBase,
+        MemoryRow,
+        Neighbors,
+        Preprocess,
+        Tokenizer,
+        TrainingConfig,
+        average_prompts,
+        blend,
+        bootstrap,
+        classify,
+        decode_image,
+        harmonic_mean,
+        prompts,
+        ranks,
+        read_image,
+        resize,
+        retrieve,
+        set_threads,
+        threads,
+        train,
+        vote,
+    )
+    from reco.evaluation.zero_shot import evaluate, zero_shot
+    from reco.explanation import Explanation
+    from reco.milvus import MilvusMemory as MilvusMemory
+    from reco.model import Model
 
 __version__ = "0.1.0"
 
@@ -44,30 +57,55 @@ __all__ = [
     "Fusion",
     "FusionConfig",
     "Memory",
+    "MemoryBase",
+    "MemoryRow",
     "Model",
     "Neighbors",
     "Preprocess",
     "Tokenizer",
     "TrainingConfig",
     "average_prompts",
+    "blend",
+    "bootstrap",
     "classify",
     "decode_image",
     "evaluate",
     "harmonic_mean",
     "prompts",
+    "ranks",
     "read_image",
     "resize",
     "retrieve",
     "set_threads",
     "threads",
     "train",
+    "vote",
     "zero_shot",
 ]
 
-for _name in __all__:
-    # What users see in errors and help is reco.X, not where it was compiled.
-    if hasattr(_core, _name) and hasattr(getattr(_core, _name), "__module__"):
-        import contextlib
+# Names that do not come from the compiled core.
+_PYTHON = {
+    "Explanation": "explanation",
+    "MilvusMemory": "milvus",
+    "Model": "model",
+    "evaluate": "evaluation",
+    "zero_shot": "evaluation",
+}
+_MODULES = ("datasets", "embedding", "evaluation", "exchange", "plotting")
 
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: the core links LibTorch, which `reco --help` can do without."""
+    if name in _MODULES:
+        return importlib.import_module(f"reco.{name}")
+    if name not in __all__ and name not in _PYTHON:
+        raise AttributeError(f"module 'reco' has no attribute '{name}'")
+    value = globals()[name] = getattr(importlib.import_module(f"reco.{_PYTHON.get(name, '_core')}"), name)
+    if name not in _PYTHON:
         with contextlib.suppress(AttributeError, TypeError):
-            getattr(_core, _name).__module__ = "reco"
+            value.__module__ = "reco"  # what users see in errors and help, not where it was compiled
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_MODULES])

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ class Clip:
         self,
         images: ImageLike | Iterable[ImageLike],
         progress: Callable[[int, int], bool | None] | None = None,
+        on_error: Callable[[int, str], None] | None = None,
     ) -> npt.NDArray[np.float32]: ...
     def encode_texts(
         self, texts: str | Iterable[str], progress: Callable[[int, int], bool | None] | None = None
@@ -33,6 +34,8 @@ class Clip:
     def parameters(self) -> int: ...
     @property
     def logit_scale(self) -> float: ...
+    @property
+    def logit_bias(self) -> float: ...
     @property
     def dtype(self) -> str: ...
     @property
@@ -50,10 +53,13 @@ class Preprocess:
     shortest_edge: int
     resize_width: int
     resize_height: int
+    fit: str
     resample: str
     do_center_crop: bool
     crop_width: int
     crop_height: int
+    torchvision_crop: bool
+    fill: int
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
@@ -61,14 +67,16 @@ class Preprocess:
     std: list[float]
     def __init__(self) -> None: ...
     @staticmethod
-    def load(file: str | os.PathLike[str]) -> Preprocess: ...
+    def load(path: str | os.PathLike[str]) -> Preprocess: ...
     def __call__(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]: ...
 
 class Tokenizer:
     @staticmethod
-    def load(folder: str | os.PathLike[str]) -> Tokenizer: ...
+    def load(path: str | os.PathLike[str]) -> Tokenizer: ...
     def encode(self, text: str, max_length: int = 77) -> list[int]: ...
     def __call__(self, texts: list[str], max_length: int = 77) -> npt.NDArray[np.int64]: ...
+    @property
+    def cleaning(self) -> str: ...
     def __len__(self) -> int: ...
     @property
     def start_id(self) -> int: ...
@@ -85,6 +93,10 @@ FloatArrayLike: TypeAlias = npt.NDArray[Any]
 ExcludeKeys: TypeAlias = list[str] | list[list[str]]
 Method: TypeAlias = Literal["gated", "transformer", "mean"]
 Side: TypeAlias = Literal["image", "text"]
+StorageName: TypeAlias = Literal["float16", "int8", "codes4", "codes2", "codes1"]
+Search: TypeAlias = Literal["uni-modal", "cross-modal"]
+Fuse: TypeAlias = Literal["partner", "same", "both"]
+Sides: TypeAlias = Literal["both", "image", "text"]
 
 class Error(RuntimeError): ...
 
@@ -95,10 +107,16 @@ class FusionConfig:
         method: Method = "gated",
         dim: int = 512,
         k: int = 10,
+        search: Search = "uni-modal",
+        fuse: Fuse = "partner",
+        sides: Sides = "both",
         layers: int = 1,
         heads: int = 8,
         mlp_ratio: float = 4.0,
         positions: bool = True,
+        similarity: bool = False,
+        residual: bool = False,
+        shared: bool = False,
         gate_width: int = 16,
     ) -> None: ...
     @property
@@ -108,6 +126,12 @@ class FusionConfig:
     @property
     def k(self) -> int: ...
     @property
+    def search(self) -> Search: ...
+    @property
+    def fuse(self) -> Fuse: ...
+    @property
+    def sides(self) -> Sides: ...
+    @property
     def layers(self) -> int: ...
     @property
     def heads(self) -> int: ...
@@ -115,6 +139,12 @@ class FusionConfig:
     def mlp_ratio(self) -> float: ...
     @property
     def positions(self) -> bool: ...
+    @property
+    def similarity(self) -> bool: ...
+    @property
+    def residual(self) -> bool: ...
+    @property
+    def shared(self) -> bool: ...
     @property
     def gate_width(self) -> int: ...
 
@@ -155,9 +185,15 @@ class TrainingConfig:
         *,
         fusion: FusionConfig = ...,
         batch_size: int = 4096,
+        micro_batch: int = 0,
         epochs: int = 10,
         learning_rate: float = 0.001,
         layer_rate: float = 0.1,
+        gate_rate: float = 30.0,
+        wrong_captions: float = 0.6,
+        random_rows: float = 0.1,
+        dropped: float = 0.5,
+        random_k: float = 0.5,
         warmup: float = 0.05,
         weight_decay: float = 0.01,
         loss: tuple[float, float, float] = ...,
@@ -167,6 +203,7 @@ class TrainingConfig:
         validation: float = 0.1,
         seed: int = 0,
         log: str | os.PathLike[str] = "",
+        tensorboard: str | os.PathLike[str] = "",
         checkpoint: str | os.PathLike[str] = "",
     ) -> None: ...
     @property
@@ -179,6 +216,18 @@ class TrainingConfig:
     def learning_rate(self) -> float: ...
     @property
     def layer_rate(self) -> float: ...
+    @property
+    def gate_rate(self) -> float: ...
+    @property
+    def wrong_captions(self) -> float: ...
+    @property
+    def random_rows(self) -> float: ...
+    @property
+    def dropped(self) -> float: ...
+    @property
+    def random_k(self) -> float: ...
+    @property
+    def micro_batch(self) -> int: ...
     @property
     def warmup(self) -> float: ...
     @property
@@ -197,9 +246,9 @@ class TrainingConfig:
     def seed(self) -> int: ...
 
 def train(
-    images: FloatArrayLike,
-    texts: FloatArrayLike,
-    memory: Memory,
+    images: FloatArrayLike | Memory,
+    texts: FloatArrayLike | None,
+    memory: MemoryBase,
     config: TrainingConfig,
     *,
     keys: list[str] = ...,
@@ -207,27 +256,9 @@ def train(
     progress: Callable[[int, int], bool | None] | None = None,
 ) -> Fusion: ...
 
-class Explanation:
-    @property
-    def modality(self) -> Side: ...
-    @property
-    def original(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def refined(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def scores(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def keys(self) -> list[str]: ...
-    @property
-    def captions(self) -> list[str]: ...
-    @property
-    def attention(self) -> list[float]: ...
-    @property
-    def gate(self) -> float: ...
-
 class Model:
     def __init__(
-        self, clip: Clip, memory: Memory, fusion: Fusion, k: int = 10, max_similarity: float | None = None
+        self, clip: Clip, memory: MemoryBase, fusion: Fusion, k: int = 10, max_similarity: float | None = None
     ) -> None: ...
     def encode_images(self, images: ImageLike | Iterable[ImageLike]) -> npt.NDArray[np.float32]: ...
     def encode_texts(self, texts: str | Iterable[str]) -> npt.NDArray[np.float32]: ...
@@ -237,11 +268,11 @@ class Model:
     def refine_texts(
         self, embeddings: FloatArrayLike, *, exclude_keys: ExcludeKeys | None = None
     ) -> npt.NDArray[np.float32]: ...
-    def explain(self, image: ImageLike | None = None, *, text: str | None = None) -> Explanation: ...
+    def _explain(self, modality: Side, embedding: FloatArrayLike) -> dict[str, Any]: ...
     @property
     def clip(self) -> Clip: ...
     @property
-    def memory(self) -> Memory: ...
+    def memory(self) -> MemoryBase: ...
     @property
     def fusion(self) -> Fusion: ...
     @property
@@ -251,6 +282,27 @@ def classify(
     images: FloatArrayLike, classes: FloatArrayLike, labels: list[int]
 ) -> tuple[dict[str, float], npt.NDArray[np.int64]]: ...
 def retrieve(images: FloatArrayLike, texts: FloatArrayLike, image_of_text: list[int]) -> dict[str, float]: ...
+def ranks(
+    queries: FloatArrayLike,
+    candidates: FloatArrayLike,
+    targets: npt.NDArray[Any] | list[int],
+    target_queries: npt.NDArray[Any] | list[int] | None = None,
+) -> npt.NDArray[np.int64]: ...
+def bootstrap(
+    values: npt.NDArray[Any] | list[float],
+    units: npt.NDArray[Any] | list[int] | None = None,
+    groups: npt.NDArray[Any] | list[int] | None = None,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]: ...
+def vote(
+    scores: FloatArrayLike, labels: npt.NDArray[Any], classes: int, sharpness: float = 10.0
+) -> npt.NDArray[np.float32]: ...
+def blend(
+    cosines: FloatArrayLike, votes: FloatArrayLike, logit_scale: float, weight: float = 0.5
+) -> npt.NDArray[np.float32]: ...
 def harmonic_mean(a: float, b: float) -> float: ...
 def prompts(classnames: list[str], templates: list[str]) -> list[str]: ...
 def average_prompts(embeddings: FloatArrayLike, templates: int) -> npt.NDArray[np.float32]: ...
@@ -258,6 +310,14 @@ def set_threads(count: int) -> None: ...
 def threads() -> int: ...
 
 class MemoryRow:
+    def __init__(
+        self,
+        key: str,
+        caption: str,
+        metadata: dict[str, Any],
+        image_embedding: FloatArrayLike,
+        text_embedding: FloatArrayLike,
+    ) -> None: ...
     @property
     def key(self) -> str: ...
     @property
@@ -270,6 +330,13 @@ class MemoryRow:
     def text_embedding(self) -> npt.NDArray[np.float32]: ...
 
 class Neighbors:
+    def __init__(
+        self,
+        memory: MemoryBase,
+        rows: npt.ArrayLike,
+        scores: FloatArrayLike,
+        partners: FloatArrayLike | None = None,
+    ) -> None: ...
     @property
     def rows(self) -> npt.NDArray[np.int64]: ...
     @property
@@ -284,11 +351,8 @@ class Neighbors:
     def metadata(self) -> list[list[dict[str, Any] | None]]: ...
     def __len__(self) -> int: ...
 
-class Memory:
-    @staticmethod
-    def create(path: str | os.PathLike[str], dim: int, encoder: str = "") -> Memory: ...
-    @staticmethod
-    def open(path: str | os.PathLike[str], read_only: bool = False, encoder: str = "") -> Memory: ...
+class MemoryBase:
+    def __init__(self, dim: int, encoder: str = "") -> None: ...
     def add(
         self,
         image_embeddings: FloatArrayLike,
@@ -304,19 +368,84 @@ class Memory:
         k: int = 10,
         modality: Side = "image",
         exclude_keys: ExcludeKeys | None = None,
+        only_keys: list[str] | None = None,
+        where: str = "",
         max_similarity: float | None = None,
         partners: bool = True,
+        exact: bool = False,
+        effort: int = 0,
     ) -> Neighbors: ...
     def get(self, key: str) -> MemoryRow: ...
-    def embeddings(self, modality: Side) -> npt.NDArray[np.float32]: ...
-    def info(self) -> dict[str, Any]: ...
-    def verify(self) -> list[str]: ...
-    def close(self) -> None: ...
+    def embeddings(self, modality: Side, rows: npt.ArrayLike) -> npt.NDArray[np.float32]: ...
+    def keys(self, rows: npt.ArrayLike) -> list[str]: ...
+    def captions(self, rows: npt.ArrayLike) -> list[str]: ...
+    def metadata(self, rows: npt.ArrayLike) -> list[dict[str, Any] | None]: ...
     @property
     def dim(self) -> int: ...
     @property
     def encoder(self) -> str: ...
     def __len__(self) -> int: ...
+
+class Memory(MemoryBase):
+    @staticmethod
+    def create(
+        path: str | os.PathLike[str], dim: int, encoder: str = "", storage: StorageName = "float16"
+    ) -> Memory: ...
+    @staticmethod
+    def open(path: str | os.PathLike[str], read_only: bool = False, encoder: str = "") -> Memory: ...
+    @staticmethod
+    def repair(path: str | os.PathLike[str]) -> list[str]: ...
+    def upsert(
+        self,
+        image_embeddings: FloatArrayLike,
+        text_embeddings: FloatArrayLike,
+        keys: list[str],
+        captions: list[str] | None = None,
+        metadata: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+    def attach(
+        self,
+        image_file: str | os.PathLike[str],
+        text_file: str | os.PathLike[str],
+        keys: list[str],
+        captions: list[str] | None = None,
+        metadata: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+    def compact(self) -> None: ...
+    def optimize(
+        self,
+        index: str = "auto",
+        recall: float = 0.95,
+        k: int = 10,
+        max_bytes: int | None = None,
+        max_build_bytes: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], bool | None] | None = None,
+    ) -> list[dict[str, Any]]: ...
+    def adopt_index(
+        self, path: str | os.PathLike[str], modality: Side, recall: float = 0.95, k: int = 10
+    ) -> dict[str, Any]: ...
+    @overload
+    def duplicates(
+        self,
+        min_similarity: float = 0.96,
+        modality: Side = "image",
+        progress: Callable[[int, int], bool | None] | None = None,
+        against: Memory | None = None,
+    ) -> list[tuple[str, str, float]]: ...
+    @overload
+    def duplicates(
+        self,
+        min_similarity: float = 0.96,
+        modality: Side = "image",
+        progress: Callable[[int, int], bool | None] | None = None,
+        *,
+        against: FloatArrayLike,
+    ) -> list[tuple[str, int, float]]: ...
+    def embeddings(self, modality: Side, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]: ...
+    def info(self) -> dict[str, Any]: ...
+    def verify(self) -> list[str]: ...
+    def close(self) -> None: ...
     def __contains__(self, key: str) -> bool: ...
     def __iter__(self) -> Iterator[str]: ...
     def __enter__(self) -> Memory: ...

@@ -3,19 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from reco._core import Clip, Error, Fusion, Memory, TrainingConfig, train
-from reco.datasets import Sample
+from reco._core import Clip, Error, Fusion, Memory, MemoryBase, TrainingConfig, train
+from reco.datasets import Fault, Sample
 
-__all__ = ["Embeddings", "add_samples", "concatenate", "embed", "train_on"]
+__all__ = [
+    "Embeddings",
+    "add_samples",
+    "concatenate",
+    "embed",
+    "embed_batch",
+    "embed_batches",
+    "prefetch",
+    "report_to",
+    "train_on",
+]
+
+T = TypeVar("T")
 
 _BATCH = 1024
 
@@ -65,19 +78,51 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
+def prefetch(items: Iterable[T]) -> Generator[T]:
+    """The same items, each read by another thread while the one before is worked on."""
+    stream, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(next, stream, end)
+        while (item := ahead.result()) is not end:
+            ahead = pool.submit(next, stream, end)
+            yield item  # type: ignore[misc]
+
+
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     stream = iter(samples)
-    while batch := list(islice(stream, _BATCH)):
-        yield batch
+    return prefetch(iter(lambda: list(islice(stream, _BATCH)), []))
 
 
-def _embed_batch(clip: Clip, batch: list[Sample]) -> Embeddings:
+def embed_batch(
+    clip: Clip, batch: Sequence[Sample], report: Callable[[int], object] = lambda done: None
+) -> tuple[Embeddings, list[Fault]]:
+    """The embeddings of the pairs that can be read, in their order, and the others.
+
+    `report` is called with the number of images done since it was called last.
+    """
     captions = [sample.caption for sample in batch]
     distinct = list(dict.fromkeys(captions))
     place = {caption: i for i, caption in enumerate(distinct)}
     texts = clip.encode_texts(distinct)[[place[caption] for caption in captions]]
-    images = clip.encode_images([sample.image for sample in batch])
-    return Embeddings(images, texts, [s.key for s in batch], captions, [s.metadata for s in batch])
+    errors: dict[int, str] = {}
+    before = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal before
+        report(done - before)
+        before = done
+
+    images = clip.encode_images([sample.image for sample in batch], progress, errors.__setitem__)
+    pairs = Embeddings(images, texts, [s.key for s in batch], captions, [s.metadata for s in batch])
+    faults = [Fault(batch[i].key, str(batch[i].metadata.get("image_path", "")), error) for i, error in errors.items()]
+    return pairs.select([i for i in range(len(batch)) if i not in errors]) if errors else pairs, faults
+
+
+def _embed_all(clip: Clip, batch: Sequence[Sample], bar: Any) -> Embeddings:
+    pairs, faults = embed_batch(clip, batch, bar.update)
+    if faults:
+        raise Error(f"[embedding.embed] {faults[0].key} cannot be read: {faults[0].error}")
+    return pairs
 
 
 def embed(clip: Clip, samples: Iterable[Sample], *, progress: bool = True, total: int | None = None) -> Embeddings:
@@ -97,14 +142,26 @@ def embed(clip: Clip, samples: Iterable[Sample], *, progress: bool = True, total
     Error
         When there is no sample, or an image cannot be read.
     """
-    parts = []
     with tqdm(total=total, unit=" pairs", desc="embed", disable=None if progress else True, leave=False) as bar:
-        for batch in _batches(samples):
-            parts.append(_embed_batch(clip, batch))
-            bar.update(len(batch))
+        parts = [_embed_all(clip, batch, bar) for batch in _batches(samples)]
     if not parts:
         raise Error("[embedding.embed] expected image-text pairs, found none")
     return concatenate(parts)
+
+
+def embed_batches(clip: Clip, samples: Iterable[Sample]) -> Iterator[Embeddings]:
+    """Encode both sides of all pairs, batch by batch, for sets of any size.
+
+    Raises
+    ------
+    Error
+        When an image cannot be read.
+    """
+    for batch in _batches(samples):
+        pairs, faults = embed_batch(clip, batch)
+        if faults:
+            raise Error(f"[embedding.embed_batches] {faults[0].key} cannot be read: {faults[0].error}")
+        yield pairs
 
 
 def add_samples(memory: Memory, clip: Clip, samples: Iterable[Sample], *, progress: bool = True) -> int:
@@ -118,30 +175,38 @@ def add_samples(memory: Memory, clip: Clip, samples: Iterable[Sample], *, progre
     added = 0
     with tqdm(unit=" pairs", desc="add", disable=None if progress else True, leave=False) as bar:
         for batch in _batches(samples):
-            pairs = _embed_batch(clip, batch)
+            pairs = _embed_all(clip, batch, bar)
             memory.add(pairs.images, pairs.texts, pairs.keys, pairs.captions, pairs.metadata)
             added += len(pairs)
-            bar.update(len(pairs))
     return added
 
 
+def report_to(bar: Any) -> Callable[[int, int], None]:
+    """What shows the core's progress on a bar of tqdm's."""
+
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return report
+
+
 def train_on(
-    pairs: Embeddings,
-    memory: Memory,
+    pairs: Embeddings | Memory,
+    memory: MemoryBase,
     config: TrainingConfig,
     *,
     concepts: Sequence[int] = (),
     progress: bool = True,
 ) -> Fusion:
-    """train() on embeddings, with a progress bar; a pair that is remembered too is left out of its own neighbours."""
+    """train() with a progress bar, on embeddings, or on a memory of pairs that is read batch by batch.
+
+    A pair that is remembered too is left out of its own neighbours.
+    """
     with tqdm(
         total=config.epochs, unit=" epochs", desc="train", disable=None if progress else True, leave=False
     ) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return train(
-            pairs.images, pairs.texts, memory, config, keys=pairs.keys, concepts=list(concepts), progress=report
-        )
+        report, numbers = report_to(bar), list(concepts)
+        if isinstance(pairs, Memory):
+            return train(pairs, None, memory, config, concepts=numbers, progress=report)
+        return train(pairs.images, pairs.texts, memory, config, keys=pairs.keys, concepts=numbers, progress=report)

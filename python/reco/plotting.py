@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["accuracy_bars", "gallery_row"]
+    from reco.explanation import Explanation
+
+__all__ = ["accuracy_bars", "explanation_figure", "gallery_row"]
 
 COLORS = ("#9aa5b1", "#e0a458", "#7b6bb2", "#1f7a8c", "#d1495b", "#4b8f5a", "#333333")
 
@@ -60,3 +64,66 @@ def gallery_row(
     show_image(axes[0], query, title, "#2b7a3d" if right else "#b3261e")
     for place, (image, caption) in zip(axes[1:], found, strict=False):
         show_image(place, image, caption)
+
+
+def explanation_figure(found: Explanation, columns: int = 5) -> Figure:
+    """The query, the classes before and after, and the neighbours with their attention.
+
+    Parameters
+    ----------
+    found : Explanation
+    columns : int
+        Pictures in a row.
+    """
+    import matplotlib.pyplot as plt
+
+    pictures = found.thumbnails()
+    rows = max(-(-len(pictures) // columns), 1)
+    heights = [2.9 if found.classnames else 2.2, 2.55 * rows]
+    figure = plt.figure(figsize=(1.8 * columns, sum(heights)), layout="constrained")
+    plt.close(figure)  # so that a notebook shows what is returned once, not twice
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    top, below = parts
+    places = top.subplots(1, 2, width_ratios=[1, 2])
+    _show_query(places[0], found)
+    if found.classnames:
+        class_bars(places[1], found.ranking())
+    else:
+        places[1].set_axis_off()
+    for i, place in enumerate(below.subplots(rows, columns, squeeze=False).flat):
+        if i < len(pictures):
+            _show_neighbor(place, pictures[i], found, i)
+        else:
+            place.set_axis_off()
+    return figure
+
+
+def _show_query(axes: Axes, found: Explanation) -> None:
+    known = found.confidence is not None
+    show_image(
+        axes, found.picture, f"gate {found.gate:.2f}" + (f", confidence {found.confidence:.2f}" if known else "")
+    )
+    if found.picture is None:
+        axes.text(0.5, 0.5, "\n".join(textwrap.wrap(found.query, 24)), ha="center", va="center", fontsize=8)
+
+
+def _show_neighbor(axes: Axes, picture: bytes | None, found: Explanation, i: int) -> None:
+    caption = textwrap.shorten(found.captions[i] or found.keys[i], 24, placeholder="…")
+    show_image(axes, picture, f"{caption}\nsimilarity {found.scores[i]:.2f}")
+    axes.set_xlabel(f"attention {found.attention[i]:.2f}", fontsize=7.5)
+    if picture is None:
+        axes.set_aspect(1)
+        axes.text(0.5, 0.5, "no picture\nat hand", ha="center", va="center", fontsize=7, color="#888888")
+
+
+def class_bars(axes: Axes, ranking: Sequence[tuple[str, float, float]]) -> None:
+    """Cosines of classes by CLIP and by reco: (name, before, after), best first."""
+    places = np.arange(len(ranking))
+    for offset, side, name, color in ((-0.2, 1, "CLIP", COLORS[0]), (0.2, 2, "reco", COLORS[3])):
+        axes.barh(places + offset, [line[side] for line in ranking], 0.36, color=color, label=name)
+    axes.set_yticks(places, [textwrap.shorten(line[0], 30, placeholder="…") for line in ranking], fontsize=7.5)
+    axes.invert_yaxis()
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.set_xlabel("cosine", fontsize=7.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7.5)

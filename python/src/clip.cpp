@@ -21,8 +21,9 @@ constexpr const char* kImages = "clip.encode_images";
 struct Item {
   enum class Kind { path, bytes, object } kind;
   fs::path path;
-  py::object object;    // the bytes, or what becomes an array
-  bool native = false;  // the library decodes it; otherwise PIL does
+  py::object object;                 // the bytes, or what becomes an array
+  bool native = false;               // the library decodes it; otherwise PIL does
+  std::span<const std::byte> bytes;  // of `object`
 };
 
 bool is_path(const py::handle& x) { return py::isinstance<py::str>(x) || py::hasattr(x, "__fspath__"); }
@@ -54,22 +55,29 @@ bool is_native(const fs::path& path) {
   return is_native(std::string_view(head));
 }
 
+std::span<const std::byte> span_of(const py::object& bytes) {
+  char* data = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
+  return {reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
+}
+
 Item classify(const py::object& x) {
   if (is_bytes(x)) {
     const auto bytes = py::reinterpret_steal<py::bytes>(PyBytes_FromObject(x.ptr()));  // itself, if it is bytes
     if (!bytes) throw py::error_already_set();
-    return {Item::Kind::bytes, {}, bytes, is_native(std::string_view(bytes))};
+    return {Item::Kind::bytes, {}, bytes, is_native(std::string_view(bytes)), span_of(bytes)};
   }
   if (is_path(x)) {
     auto path = x.cast<fs::path>();
     const bool native = is_native(path);
-    return {Item::Kind::path, std::move(path), {}, native};
+    return {Item::Kind::path, std::move(path), {}, native, {}};
   }
   if (!is_pil(x) && !py::isinstance<py::array>(x)) {
     throw py::type_error("encode_images takes paths, bytes, PIL images and uint8 arrays [height, width, 3], got " +
                          py::str(py::type::of(x)).cast<std::string>());
   }
-  return {Item::Kind::object, {}, x, false};
+  return {Item::Kind::object, {}, x, false, {}};
 }
 
 std::vector<Item> classify_all(const py::object& images) {
@@ -80,17 +88,6 @@ std::vector<Item> classify_all(const py::object& images) {
     for (const py::handle& image : images) items.push_back(classify(py::reinterpret_borrow<py::object>(image)));
   }
   return items;
-}
-
-bool all_native(const std::vector<Item>& items, Item::Kind kind) {
-  return std::all_of(items.begin(), items.end(), [&](const Item& item) { return item.native && item.kind == kind; });
-}
-
-std::span<const std::byte> span_of(const py::object& bytes) {
-  char* data = nullptr;
-  py::ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
-  return {reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
 }
 
 /// The pixels by way of PIL: of an image object, or of a file in a format that only PIL knows.
@@ -110,58 +107,37 @@ Image through_pil(const Item& item, const std::string& name) {
   }
 }
 
-Image to_image(const Item& item, std::size_t index) {
+/// Called without the GIL, from several threads at once.
+Image to_image(const Item& item, std::int64_t index) {
   const std::string name = item.kind == Item::Kind::path ? item.path.string() : "image " + std::to_string(index);
-  if (item.kind == Item::Kind::object && py::isinstance<py::array>(item.object)) {
-    try {
-      return image_from_array(item.object.cast<py::array>(), kImages);
-    } catch (const Error& error) {
-      fail(kImages, name, ": ", error.what());
-    }
+  if (item.native) return item.kind == Item::Kind::path ? read_image(item.path) : decode_image(item.bytes, name);
+  const py::gil_scoped_acquire gil;
+  if (item.kind != Item::Kind::object || !py::isinstance<py::array>(item.object)) return through_pil(item, name);
+  try {
+    return image_from_array(item.object.cast<py::array>(), kImages);
+  } catch (const Error& error) {
+    fail(kImages, name, ": ", error.what());
   }
-  if (!item.native) return through_pil(item, name);
-  const auto bytes = item.kind == Item::Kind::bytes ? span_of(item.object) : std::span<const std::byte>();
-  const py::gil_scoped_release release;
-  return item.kind == Item::Kind::path ? read_image(item.path) : decode_image(bytes, name);
 }
 
-/// What the library decodes goes to it as a whole; everything else becomes pixels, a few batches at a time.
-Matrix encode_mixed(const Clip& clip, const std::vector<Item>& items, const Progress& progress) {
-  constexpr std::size_t chunk = 512;
-  Matrix result(static_cast<Eigen::Index>(items.size()), clip.dim());
-  for (std::size_t first = 0; first < items.size(); first += chunk) {
-    const std::size_t n = std::min(chunk, items.size() - first);
-    std::vector<Image> images;
-    for (std::size_t i = first; i < first + n; ++i) images.push_back(to_image(items[i], i));
-    const auto offset = static_cast<std::int64_t>(first), total = static_cast<std::int64_t>(items.size());
-    const py::gil_scoped_release release;
-    result.middleRows(offset, static_cast<Eigen::Index>(n)) =
-        clip.encode_images(std::span<const Image>(images),
-                           [&](std::int64_t done, std::int64_t) { return progress(offset + done, total); });
-  }
-  return result;
+Unreadable unreadable(std::optional<py::function> callback) {
+  if (!callback) return {};
+  return [callback = std::move(callback)](std::int64_t index, const std::string& error) {
+    const py::gil_scoped_acquire gil;
+    (*callback)(index, error);
+  };
 }
 
-py::array_t<float> encode_images(const Clip& clip, const py::object& images, std::optional<py::function> callback) {
+py::array_t<float> encode_images(const Clip& clip, const py::object& images, std::optional<py::function> callback,
+                                 std::optional<py::function> on_error) {
   const std::vector<Item> items = classify_all(images);
   const Progress progress = interruptible(std::move(callback));
-  if (all_native(items, Item::Kind::path)) {
-    std::vector<fs::path> files;
-    for (const Item& item : items) files.push_back(item.path);
-    py::gil_scoped_release release;
-    Matrix result = clip.encode_images(files, progress);
-    py::gil_scoped_acquire acquire;
-    return to_numpy(std::move(result));
-  }
-  if (all_native(items, Item::Kind::bytes)) {
-    std::vector<std::span<const std::byte>> files;
-    for (const Item& item : items) files.push_back(span_of(item.object));
-    py::gil_scoped_release release;
-    Matrix result = clip.encode_images(files, progress);
-    py::gil_scoped_acquire acquire;
-    return to_numpy(std::move(result));
-  }
-  return to_numpy(encode_mixed(clip, items, progress));
+  const Unreadable report = unreadable(std::move(on_error));
+  py::gil_scoped_release release;
+  const auto source = [&](std::int64_t i) { return to_image(items[static_cast<std::size_t>(i)], i); };
+  Matrix result = clip.encode_images(static_cast<std::int64_t>(items.size()), source, progress, report);
+  py::gil_scoped_acquire acquire;
+  return to_numpy(std::move(result));
 }
 
 py::array_t<float> encode_texts(const Clip& clip, const py::object& texts, std::optional<py::function> callback) {
@@ -188,16 +164,15 @@ py::object info(const Clip& clip) { return py::module_::import("json").attr("loa
 
 std::string describe(const Clip& clip) {
   const py::object all = info(clip);
-  const auto tower = [&](const char* name) {
-    const py::object config = all[name];
-    return py::str("{} layers x {}").format(config["num_hidden_layers"], config["hidden_size"]).cast<std::string>();
-  };
   std::ostringstream text;
-  text << "Clip(dim " << clip.dim() << ", images " << clip.image_size() << " px in patches of "
-       << py::str(all["vision_config"]["patch_size"]).cast<std::string>() << " through " << tower("vision_config")
-       << ", texts of " << clip.context_length() << " tokens through " << tower("text_config") << ", " << std::fixed
-       << std::setprecision(1) << static_cast<double>(clip.parameters()) / 1e6 << " M parameters, " << clip.dtype()
-       << " on " << clip.device() << ", fingerprint " << clip.fingerprint().substr(0, 8) << ")";
+  text << "Clip(dim " << clip.dim() << ", images " << clip.image_size() << " px through "
+       << all["architecture"].cast<std::string>() << ", texts of " << clip.context_length() << " tokens through "
+       << py::str("{num_hidden_layers} layers x {hidden_size}")
+              .attr("format_map")(all["text_config"])
+              .cast<std::string>()
+       << ", " << std::fixed << std::setprecision(1) << static_cast<double>(clip.parameters()) / 1e6
+       << " M parameters, " << clip.dtype() << " on " << clip.device() << ", fingerprint "
+       << clip.fingerprint().substr(0, 8) << ")";
   return text.str();
 }
 
@@ -211,12 +186,16 @@ void init_clip(py::module_& m) {
             return Clip::load(path, {device, dtype, batch_size});
           },
           py::arg("path"), py::arg("device") = "cpu", py::arg("dtype") = "float32", py::arg("batch_size") = 64,
-          py::call_guard<py::gil_scoped_release>(), R"(Open a Hugging Face CLIP folder.
+          py::call_guard<py::gil_scoped_release>(),
+          R"(Open a model: a Hugging Face folder (CLIP, SigLIP), an open_clip folder, or one of OpenAI's archives.
 
 Parameters
 ----------
 path : str or Path
-    Folder with config.json, model.safetensors (or its sharded index), preprocessor_config.json and the tokenizer's files.
+    Folder with config.json, model.safetensors (or its sharded index, or pytorch_model.bin), preprocessor_config.json or
+    processor_config.json, and the tokenizer's files; or with open_clip_config.json, open_clip_model.safetensors (or
+    open_clip_pytorch_model.bin) and the tokenizer's files (where a folder serves both, give the path of
+    open_clip_config.json for the latter); or a .pt archive with the tokenizer's files beside it. Nothing in pickles is run.
 device : str
     "cpu", "cuda" or "cuda:N".
 dtype : str
@@ -229,7 +208,7 @@ Raises
 Error
     When a file or a tensor is missing, damaged, or does not fit the config; names file, tensor and shapes.)")
       .def("encode_images", &encode_images, py::arg("images"), py::arg("progress") = py::none(),
-           R"(Embed images.
+           py::arg("on_error") = py::none(), R"(Embed images.
 
 Parameters
 ----------
@@ -237,6 +216,9 @@ images : list, or one, of str, Path, bytes, PIL image, uint8 array [height, widt
     JPEG, PNG and WebP files are decoded by reco itself, on all threads; other formats by PIL, if it is installed.
 progress : callable, optional
     Called after each batch with (images done, images in all); returning False stops with an Error.
+on_error : callable, optional
+    An image that cannot be read is then no error: its row is NaN, and at the end on_error(index, message) is called
+    for each of them, in order.
 
 Returns
 -------
@@ -265,6 +247,7 @@ float32 array [n, dim]
       .def_property_readonly("context_length", &Clip::context_length, "Input tokens of the text tower.")
       .def_property_readonly("parameters", &Clip::parameters, "Number of weights.")
       .def_property_readonly("logit_scale", &Clip::logit_scale, "The factor on cosines before the softmax.")
+      .def_property_readonly("logit_bias", &Clip::logit_bias, "SigLIP's: added before the sigmoid; 0 in CLIP.")
       .def_property_readonly("dtype", &Clip::dtype, "'float32' or 'bfloat16': the arithmetic of the towers.")
       .def_property_readonly("device", &Clip::device)
       .def_property_readonly("fingerprint", &Clip::fingerprint,

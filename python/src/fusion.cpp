@@ -28,6 +28,7 @@ py::dict output(FusionOutput&& result) {
   out["embeddings"] = to_numpy(std::move(result.embeddings));
   out["attention"] = to_numpy(std::move(result.attention));
   out["gate"] = to_numpy(std::move(result.gate));
+  out["confidence"] = to_numpy(std::move(result.confidence));
   return out;
 }
 
@@ -40,17 +41,22 @@ std::string representation(const Fusion& fusion) {
 }  // namespace
 
 void init_fusion(py::module_& m) {
-  const FusionConfig d;
-  py::class_<FusionConfig>(m, "FusionConfig", R"(The shape of a fusion; see the class Fusion for what it computes.
+  py::class_<FusionConfig> config(m, "FusionConfig", R"(The shape of a fusion, and what it looks up.
 
 Parameters
 ----------
 method : {"gated", "transformer", "mean"}
-    "transformer" is the paper's layer (arXiv 2306.07196), "mean" is training-free, "gated" is ours.
+    "transformer" is the paper's layer (arXiv 2306.07196), "mean" is training-free, "gated" is ours; see Fusion.
 dim : int
     Width of the embeddings.
 k : int
     Neighbours it is made for; "gated" and "mean" take any number.
+search : {"uni-modal", "cross-modal"}
+    Search the query's own side of the memory, or the other one.
+fuse : {"partner", "same", "both"}
+    What of a neighbour is fused: the side that the query is not, the side that it is, or both.
+sides : {"both", "image", "text"}
+    Queries that are refined; others stay at CLIP.
 layers : int
     Encoder layers, 0 to 4; "transformer" needs one.
 heads : int
@@ -59,26 +65,31 @@ mlp_ratio : float
     Hidden width of the layer's MLP over dim.
 positions : bool
     Learned rank positions ("transformer" only).
+similarity : bool
+    The layers' tokens also carry the similarity, along a learned direction.
+residual : bool
+    unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only).
+shared : bool
+    One set of weights for both sides.
 gate_width : int
     Hidden units of the gate's networks ("gated" only).
-)")
-      .def(py::init([](std::string method, std::int64_t dim, std::int64_t k, std::int64_t layers, std::int64_t heads,
-                       double mlp_ratio, bool positions, std::int64_t gate_width) {
-             FusionConfig c{std::move(method), dim, k, layers, heads, mlp_ratio, positions, gate_width};
-             validate(c);
-             return c;
-           }),
-           py::kw_only(), py::arg("method") = d.method, py::arg("dim") = d.dim, py::arg("k") = d.k,
-           py::arg("layers") = d.layers, py::arg("heads") = d.heads, py::arg("mlp_ratio") = d.mlp_ratio,
-           py::arg("positions") = d.positions, py::arg("gate_width") = d.gate_width)
-      .def_readonly("method", &FusionConfig::method)
-      .def_readonly("dim", &FusionConfig::dim)
-      .def_readonly("k", &FusionConfig::k)
-      .def_readonly("layers", &FusionConfig::layers)
-      .def_readonly("heads", &FusionConfig::heads)
-      .def_readonly("mlp_ratio", &FusionConfig::mlp_ratio)
-      .def_readonly("positions", &FusionConfig::positions)
-      .def_readonly("gate_width", &FusionConfig::gate_width);
+)");
+  Options(config)
+      .field("method", &FusionConfig::method)
+      .field("dim", &FusionConfig::dim)
+      .field("k", &FusionConfig::k)
+      .field("search", &FusionConfig::search)
+      .field("fuse", &FusionConfig::fuse)
+      .field("sides", &FusionConfig::sides)
+      .field("layers", &FusionConfig::layers)
+      .field("heads", &FusionConfig::heads)
+      .field("mlp_ratio", &FusionConfig::mlp_ratio)
+      .field("positions", &FusionConfig::positions)
+      .field("similarity", &FusionConfig::similarity)
+      .field("residual", &FusionConfig::residual)
+      .field("shared", &FusionConfig::shared)
+      .field("gate_width", &FusionConfig::gate_width)
+      .init();
 
   py::class_<Fusion>(m, "Fusion", R"(Refines an embedding with what was retrieved for it. Immutable and thread safe.
 
@@ -86,8 +97,9 @@ With q the query, p_i the partners of its k neighbours and s_i their similaritie
 
 - "transformer": [q, p_1 .. p_k] plus positions through a pre-norm encoder; the query token, unit length, is the result.
 - "mean": unit(q + weight * sum_i softmax(sharpness * s)_i p_i); training-free.
-- "gated": unit(q + gate * m + c), weights and gate from small networks over similarities, c what encoder layers
-  change of the query, nothing at the start.
+- "gated": unit(q + confidence^4 * (weight * m + c)), m the mean under softmax(sharpness * s + log trust + relevance);
+  trust, relevance and confidence come from small networks over similarities, c is what encoder layers change of the
+  query. Untrained it is CLIP; training starts it at the best mean.
 )")
       .def_static("create", &Fusion::create, py::arg("config"), py::arg("seed") = 0,
                   "An untrained fusion; 'gated' and 'mean' start at CLIP's own embedding.")
@@ -134,7 +146,7 @@ rows : array [n, k], optional
 Returns
 -------
 dict
-    embeddings float32 [n, dim] unit rows, attention [n, k], gate [n, 1].
+    embeddings float32 [n, dim] unit rows, attention [n, k], gate [n, 1], confidence [n, 1].
 )")
       .def_property_readonly("config", &Fusion::config)
       .def_property_readonly("parameters", &Fusion::parameters, "Number of weights of both sides.")

@@ -8,7 +8,9 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <functional>
 #include <iomanip>
+#include <map>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -71,5 +73,42 @@ inline Modality modality(const std::string& name, const char* tag) {
   check(name == "image" || name == "text", tag, "modality must be 'image' or 'text', got '", name, "'");
   return name == "image" ? Modality::image : Modality::text;
 }
+
+/// A struct of options as a Python class: keyword arguments set its fields, attributes read them.
+template <typename Config>
+class Options {
+ public:
+  explicit Options(py::class_<Config>& type) : type_(type) {}
+
+  template <typename Value>
+  Options& field(const char* name, Value Config::*member) {
+    type_.def_readonly(name, member);
+    setters_[name] = [member](Config& config, const py::handle& value) { config.*member = py::cast<Value>(value); };
+    return *this;
+  }
+
+  /// Adds the constructor, which calls `validate`. Call it last.
+  void init() {
+    type_.def(py::init([setters = setters_](const py::kwargs& given) {
+      Config config;
+      for (const auto& [key, value] : given) {
+        const auto name = py::cast<std::string>(key);
+        const auto found = setters.find(name);
+        if (found == setters.end()) throw py::type_error("unexpected keyword argument '" + name + "'");
+        try {
+          found->second(config, value);
+        } catch (const py::cast_error&) {
+          throw py::type_error("wrong type for '" + name + "': " + std::string(py::str(value)));
+        }
+      }
+      validate(config);
+      return config;
+    }));
+  }
+
+ private:
+  py::class_<Config>& type_;
+  std::map<std::string, std::function<void(Config&, const py::handle&)>> setters_;
+};
 
 }  // namespace reco::python

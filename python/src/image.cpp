@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <string>
@@ -9,6 +10,7 @@ namespace reco::python {
 
 namespace {
 
+constexpr std::array fit_names{"stretch", "inside", "around"};
 constexpr std::array filter_names{"nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"};
 
 Resample filter_by_name(const std::string& name, const char* tag) {
@@ -34,8 +36,10 @@ void init_preprocess(py::module_& m) {
 The defaults are those of Hugging Face's CLIPImageProcessor; calling the object gives its values. A shortest_edge of 0 means
 that resize_height and resize_width hold.)")
       .def(py::init<>())
-      .def_static("load", &Preprocess::load, py::arg("file"),
-                  R"(Read a preprocessor_config.json; keys that are missing keep their defaults.
+      .def_static(
+          "load", &Preprocess::load, py::arg("path"),
+          R"(Read a preprocessor_config.json, or the image_processor of a processor_config.json, or a folder with
+one of them; keys that are missing keep their defaults.
 
 Raises
 ------
@@ -46,11 +50,21 @@ Error
       .def_readwrite("resize_width", &Preprocess::resize_width)
       .def_readwrite("resize_height", &Preprocess::resize_height)
       .def_property(
+          "fit", [](const Preprocess& self) { return fit_names.at(static_cast<std::size_t>(self.fit)); },
+          [](Preprocess& self, const std::string& name) {
+            const auto found = std::find(fit_names.begin(), fit_names.end(), name);
+            check(found != fit_names.end(), "image.Preprocess", "fit must be stretch, inside or around, got '", name,
+                  "'");
+            self.fit = static_cast<Fit>(found - fit_names.begin());
+          })
+      .def_property(
           "resample", [](const Preprocess& self) { return filter_names.at(static_cast<std::size_t>(self.resample)); },
           [](Preprocess& self, const std::string& name) { self.resample = filter_by_name(name, "image.Preprocess"); })
       .def_readwrite("do_center_crop", &Preprocess::do_center_crop)
       .def_readwrite("crop_width", &Preprocess::crop_width)
       .def_readwrite("crop_height", &Preprocess::crop_height)
+      .def_readwrite("torchvision_crop", &Preprocess::torchvision_crop)
+      .def_readwrite("fill", &Preprocess::fill)
       .def_readwrite("do_rescale", &Preprocess::do_rescale)
       .def_readwrite("rescale_factor", &Preprocess::rescale_factor)
       .def_readwrite("do_normalize", &Preprocess::do_normalize)

@@ -1,106 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reco/memory.h"
 
-#include "helpers.h"
+#include "neighbors.h"
 
 namespace reco::python {
 
 namespace {
 
-/// A search's result with the memory that it came from, which is asked for words when they are wanted.
-struct FoundNeighbors {
-  Memory memory;
-  py::array_t<std::int64_t> rows;
-  py::array_t<float> scores;
-  py::object partners;
-  py::object keys = py::none();
-
-  std::span<const std::int64_t> row_span() const { return {rows.data(), static_cast<std::size_t>(rows.size())}; }
-  py::ssize_t queries() const { return rows.shape(0); }
-  py::ssize_t k() const { return rows.shape(1); }
-};
-
-std::string dumps(const py::handle& metadata) {
-  const auto json = py::module_::import("json");
-  return json.attr("dumps")(metadata, py::arg("ensure_ascii") = false, py::arg("allow_nan") = false)
-      .cast<std::string>();
-}
-
-py::object loads(const std::string& metadata) { return py::module_::import("json").attr("loads")(metadata); }
-
-RowInfo row_info(std::vector<std::string> keys, std::optional<std::vector<std::string>> captions,
-                 const std::optional<py::list>& metadata) {
-  RowInfo info;
-  info.keys = std::move(keys);
-  info.captions = std::move(captions).value_or(std::vector<std::string>{});
-  // "None at all" and "one a row" are the same for no rows only.
-  check(info.keys.empty() || !metadata || !metadata->empty(), "memory.add", "metadata must have one entry a row");
-  if (!metadata) return info;
-  for (const py::handle item : *metadata) info.metadata.push_back(item.is_none() ? "{}" : dumps(item));
-  return info;
-}
-
-void add(Memory& self, const FloatArray& images, const FloatArray& texts, std::vector<std::string> keys,
-         std::optional<std::vector<std::string>> captions, const std::optional<py::list>& metadata) {
-  const auto image_rows = matrix_view(images, "memory.add", "image_embeddings");
-  const auto text_rows = matrix_view(texts, "memory.add", "text_embeddings");
-  const RowInfo info = row_info(std::move(keys), std::move(captions), metadata);
+void upsert(Memory& self, const FloatArray& images, const FloatArray& texts, std::vector<std::string> keys,
+            std::optional<std::vector<std::string>> captions, const std::optional<py::list>& metadata) {
+  const GivenPairs pairs("memory.upsert", images, texts, std::move(keys), std::move(captions), metadata);
   const py::gil_scoped_release release;
-  self.add(image_rows, text_rows, info);
-}
-
-FoundNeighbors search(const Memory& self, const FloatArray& queries, std::int64_t k, const std::string& side,
-                      const py::object& excluded, std::optional<float> max_similarity, bool partners) {
-  constexpr const char* tag = "memory.search";
-  const auto view = matrix_view(queries, tag, "queries");
-  const SearchOptions options{k, modality(side, tag), exclude_keys(excluded), max_similarity, partners};
-  Neighbors found;
-  {
-    const py::gil_scoped_release release;
-    found = self.search(view, options);
-  }
-  const py::ssize_t n = found.rows.rows();
-  py::object partner_array = py::none();
-  if (partners) partner_array = to_numpy(std::move(found.partners), {n, k, self.dim()});
-  return {self, to_numpy(std::move(found.rows)), to_numpy(std::move(found.scores)), partner_array};
-}
-
-/// One value a neighbour, as a list a query.
-template <typename Value>
-py::list nested(const FoundNeighbors& found, const Value& value) {
-  py::list all;
-  for (py::ssize_t i = 0; i < found.queries(); ++i) {
-    py::list one;
-    for (py::ssize_t j = 0; j < found.k(); ++j) one.append(value(static_cast<std::size_t>(i * found.k() + j)));
-    all.append(one);
-  }
-  return all;
-}
-
-using Fetch = std::vector<std::string> (Memory::*)(std::span<const std::int64_t>) const;
-
-std::vector<std::string> fetch(const FoundNeighbors& found, Fetch field) {
-  const auto rows = found.row_span();
-  const py::gil_scoped_release release;
-  return (found.memory.*field)(rows);
-}
-
-py::object neighbor_keys(FoundNeighbors& found) {
-  if (!found.keys.is_none()) return found.keys;
-  const auto keys = fetch(found, &Memory::keys);
-  found.keys = nested(found, [&](std::size_t i) { return py::str(keys[i]); });
-  return found.keys;
-}
-
-py::list neighbor_captions(const FoundNeighbors& found) {
-  const auto captions = fetch(found, &Memory::captions);
-  return nested(found, [&](std::size_t i) { return py::str(captions[i]); });
-}
-
-py::list neighbor_metadata(const FoundNeighbors& found) {
-  const auto metadata = fetch(found, &Memory::metadata);
-  return nested(found,
-                [&](std::size_t i) { return metadata[i].empty() ? py::object(py::none()) : loads(metadata[i]); });
+  self.upsert(pairs.images, pairs.texts, pairs.info);
 }
 
 /// The keys of a memory as it was when the iteration began, a page at a time.
@@ -126,14 +37,103 @@ struct KeyIterator {
   }
 };
 
-py::array embeddings(const Memory& self, const std::string& side) {
-  const Modality which = modality(side, "memory.embeddings");
-  Matrix all;
+py::array embeddings(const Memory& self, const std::string& side, const std::optional<IndexArray>& rows) {
+  if (rows) return embeddings_of(self, side, {rows->data(), static_cast<std::size_t>(rows->size())});
+  std::vector<std::int64_t> all;
   {
     const py::gil_scoped_release release;
-    all = self.embeddings(self.rows(), which);
+    all = self.rows();
   }
-  return to_numpy(std::move(all));
+  return embeddings_of(self, side, all);
+}
+
+py::list index_list(const std::vector<IndexInfo>& indexes) {
+  py::list list;
+  for (const IndexInfo& index : indexes) {
+    list.append(py::dict(py::arg("modality") = index.modality == Modality::image ? "image" : "text",
+                         py::arg("index") = index.index, py::arg("rows") = index.rows, py::arg("bytes") = index.bytes,
+                         py::arg("effort") = index.effort, py::arg("refine") = index.refine,
+                         py::arg("recall") = index.recall, py::arg("build_seconds") = index.build_seconds,
+                         py::arg("search_seconds") = index.search_seconds));
+  }
+  return list;
+}
+
+py::list optimize(Memory& self, const std::string& index, double recall, std::int64_t k,
+                  std::optional<std::int64_t> max_bytes, std::optional<std::int64_t> max_build_bytes,
+                  std::uint64_t seed, std::optional<py::function> callback) {
+  const OptimizeOptions options{index, recall, k, max_bytes.value_or(0), max_build_bytes.value_or(0), seed};
+  const Progress progress = interruptible(std::move(callback));
+  std::vector<IndexInfo> built;
+  {
+    const py::gil_scoped_release release;
+    built = self.optimize(options, progress);
+  }
+  return index_list(built);
+}
+
+py::dict adopt_index(Memory& self, const std::filesystem::path& path, const std::string& side, double recall,
+                     std::int64_t k) {
+  const Modality which = modality(side, "memory.adopt_index");
+  OptimizeOptions options;
+  options.recall = recall;
+  options.k = k;
+  IndexInfo adopted;
+  {
+    const py::gil_scoped_release release;
+    adopted = self.adopt_index(path, which, options);
+  }
+  return index_list({adopted})[0];
+}
+
+void attach(Memory& self, const std::filesystem::path& images, const std::filesystem::path& texts,
+            std::vector<std::string> keys, std::optional<std::vector<std::string>> captions,
+            const std::optional<py::list>& metadata) {
+  const RowInfo info = row_info(std::move(keys), std::move(captions), metadata);
+  const py::gil_scoped_release release;
+  self.attach(images, texts, info);
+}
+
+py::list duplicate_list(const std::vector<Duplicate>& found, const std::vector<std::string>& keys,
+                        const std::function<py::object(std::size_t)>& other) {
+  py::list list;
+  for (std::size_t i = 0; i < found.size(); ++i) list.append(py::make_tuple(keys[i], other(i), found[i].score));
+  return list;
+}
+
+std::vector<std::string> keys_of(const Memory& memory, const std::vector<Duplicate>& found,
+                                 std::int64_t Duplicate::*field) {
+  std::vector<std::int64_t> rows;
+  for (const Duplicate& duplicate : found) rows.push_back(duplicate.*field);
+  return memory.keys(rows);
+}
+
+/// Within the memory, against another one, or against embeddings.
+py::list duplicates(const Memory& self, float min_similarity, const std::string& side,
+                    std::optional<py::function> callback, const py::object& against) {
+  const Modality which = modality(side, "memory.duplicates");
+  const Progress progress = interruptible(std::move(callback));
+  std::vector<Duplicate> found;
+  std::vector<std::string> keys, others;
+  if (against.is_none() || py::isinstance<Memory>(against)) {
+    const Memory other = against.is_none() ? self : against.cast<Memory>();
+    {
+      const py::gil_scoped_release release;
+      found = against.is_none() ? self.duplicates(min_similarity, which, progress)
+                                : self.duplicates(other, min_similarity, which, progress);
+      keys = keys_of(self, found, &Duplicate::row);
+      others = keys_of(other, found, &Duplicate::other);
+    }
+    return duplicate_list(found, keys, [&](std::size_t i) { return py::str(others[i]); });
+  }
+  const auto array = against.cast<FloatArray>();
+  const auto view = matrix_view(array, "memory.duplicates", "against");
+  {
+    const py::gil_scoped_release release;
+    found = self.duplicates(view, min_similarity, which, progress);
+    keys = keys_of(self, found, &Duplicate::row);
+  }
+  return duplicate_list(found, keys, [&](std::size_t i) { return py::int_(found[i].other); });
 }
 
 py::dict info(const Memory& self) {
@@ -143,8 +143,10 @@ py::dict info(const Memory& self) {
     found = self.info();
   }
   return py::dict(py::arg("path") = found.path, py::arg("rows") = found.rows, py::arg("removed") = found.removed,
-                  py::arg("dim") = found.dim, py::arg("encoder") = found.encoder, py::arg("bytes") = found.bytes,
-                  py::arg("shards") = found.shards, py::arg("format") = found.format);
+                  py::arg("dim") = found.dim, py::arg("storage") = storage_name(found.storage),
+                  py::arg("encoder") = found.encoder, py::arg("bytes") = found.bytes,
+                  py::arg("attached") = found.attached, py::arg("shards") = found.shards,
+                  py::arg("format") = found.format, py::arg("indexes") = index_list(found.indexes));
 }
 
 std::string representation(const Memory& self) {
@@ -158,50 +160,14 @@ std::string representation(const Memory& self) {
   return out.str();
 }
 
-py::array vector(const Eigen::VectorXf& values) { return to_numpy(Eigen::VectorXf(values), {values.size()}); }
-
-void bind_results(py::module_& m) {
-  py::class_<FoundNeighbors>(m, "Neighbors", R"(What a search found for n queries, best first.
-
-Where fewer than k pairs are left, the key is '', the row -1, the score 0 and the partner all zeros.
-Keys, captions and metadata are fetched from the memory when they are asked for; it must be open then.
-)")
-      .def_readonly("rows", &FoundNeighbors::rows, "int64 [n, k]: row numbers in the memory.")
-      .def_readonly("scores", &FoundNeighbors::scores, "float32 [n, k]: cosine similarities.")
-      .def_readonly("partners", &FoundNeighbors::partners,
-                    "float32 [n, k, dim]: the other side's embeddings, or None if they were not wanted.")
-      .def_property_readonly("keys", &neighbor_keys, "n lists of k keys.")
-      .def_property_readonly("captions", &neighbor_captions, "n lists of k captions.")
-      .def_property_readonly("metadata", &neighbor_metadata, "n lists of k dicts, None where there is no neighbour.")
-      .def("__len__", &FoundNeighbors::queries)
-      .def("__repr__", [](const FoundNeighbors& self) {
-        return "Neighbors(" + std::to_string(self.queries()) + " queries, k=" + std::to_string(self.k()) + ")";
-      });
-
-  py::class_<MemoryRow>(m, "MemoryRow", "One remembered pair.")
-      .def_readonly("key", &MemoryRow::key)
-      .def_readonly("caption", &MemoryRow::caption)
-      .def_property_readonly(
-          "metadata", [](const MemoryRow& self) { return loads(self.metadata); }, "dict")
-      .def_property_readonly(
-          "image_embedding", [](const MemoryRow& self) { return vector(self.image_embedding); }, "float32 [dim]")
-      .def_property_readonly(
-          "text_embedding", [](const MemoryRow& self) { return vector(self.text_embedding); }, "float32 [dim]")
-      .def("__repr__", [](const MemoryRow& self) {
-        return py::str("MemoryRow(key={!r}, caption={!r})").format(self.key, self.caption);
-      });
-
-  py::class_<KeyIterator>(m, "_KeyIterator")
-      .def("__iter__", [](py::object self) { return self; })
-      .def("__next__", &KeyIterator::step);
-}
-
 }  // namespace
 
 void init_memory(py::module_& m) {
-  bind_results(m);
-  py::class_<Memory>(m, "Memory",
-                     R"(A folder of image-text pairs: embeddings of both sides, keys, captions and metadata.
+  py::class_<KeyIterator>(m, "_KeyIterator")
+      .def("__iter__", [](py::object self) { return self; })
+      .def("__next__", &KeyIterator::step);
+  py::classh<Memory, MemoryBase>(m, "Memory",
+                                 R"(A folder of image-text pairs: embeddings of both sides, keys, captions and metadata.
 
 A call that returned is on disk; a crash at any moment leaves the last committed state. One process at a time may
 write, others may read and see its changes. Searches run in any number of threads, beside a change.
@@ -211,11 +177,12 @@ Use it as a context manager, or close() it, to let another writer in.
 )")
       .def_static(
           "create",
-          [](const std::filesystem::path& path, std::int64_t dim, const std::string& encoder) {
+          [](const std::filesystem::path& path, std::int64_t dim, const std::string& encoder,
+             const std::string& storage) {
             const py::gil_scoped_release release;
-            return Memory::create(path, dim, encoder);
+            return Memory::create(path, dim, encoder, parse_storage(storage));
           },
-          py::arg("path"), py::arg("dim"), py::arg("encoder") = "",
+          py::arg("path"), py::arg("dim"), py::arg("encoder") = "", py::arg("storage") = "float16",
           R"(Make a new, empty memory and open it for writing.
 
 Parameters
@@ -226,6 +193,9 @@ dim : int
     Width of the embeddings, 1 to 65,536.
 encoder : str
     Fingerprint of the encoder whose embeddings it will hold, such as ``clip.fingerprint``.
+storage : {"float16", "int8", "codes4", "codes2", "codes1"}
+    How embeddings are kept, and so searched and fused: 2 bytes a number, 1, or codes of 4, 2 or 1 bits, which need a dim
+    that is a multiple of 8.
 )")
       .def_static(
           "open",
@@ -245,68 +215,137 @@ read_only : bool
 encoder : str
     If given, a memory made with another encoder raises Error.
 )")
-      .def("add", &add, py::arg("image_embeddings"), py::arg("text_embeddings"), py::arg("keys"),
-           py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
-           R"(Append n pairs, all or none; they are on disk when this returns.
+      .def_static(
+          "repair",
+          [](const std::filesystem::path& path) {
+            const py::gil_scoped_release release;
+            return Memory::repair(path);
+          },
+          py::arg("path"),
+          R"(Make a damaged memory whole again.
 
-Parameters
-----------
-image_embeddings, text_embeddings : array [n, dim]
-    Any float dtype and strides; rows are scaled to unit length and kept in half precision.
-keys : list of str
-    Not empty, all different, none in the memory yet.
-captions : list of str, optional
-metadata : list of dict, optional
-    Anything that JSON can hold.
+Keeps every pair whose words and embeddings fit their checksums, forgets the others and every damaged index. No process
+may have the memory open.
+
+Returns
+-------
+list of str
+    A line for each thing that was lost.
 
 Raises
 ------
 Error
-    For wrong shapes, rows that are zero or not finite, and keys that are there already. Nothing is written then.
+    Where SQLite cannot read the database; nothing is changed then.
 )")
-      .def(
-          "remove", [](Memory& self, const std::vector<std::string>& keys) { self.remove(keys); }, py::arg("keys"),
-          py::call_guard<py::gil_scoped_release>(),
-          "Remove pairs, all or none: they are never found again. Raises Error if a key is not there.")
-      .def("search", &search, py::arg("queries"), py::arg("k") = 10, py::arg("modality") = "image",
-           py::arg("exclude_keys") = py::none(), py::arg("max_similarity") = py::none(), py::arg("partners") = true,
-           R"(Find the k most similar pairs of each query, exactly.
+      .def("upsert", &upsert, py::arg("image_embeddings"), py::arg("text_embeddings"), py::arg("keys"),
+           py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
+           "Like add(), but pairs whose keys are there already are replaced.")
+      .def("attach", &attach, py::arg("image_file"), py::arg("text_file"), py::arg("keys"),
+           py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
+           R"(Append the pairs of two .npy files where they lie: they are not copied and must stay there unchanged.
 
 Parameters
 ----------
-queries : array [n, dim]
-    Any float dtype and strides; scaled to unit length.
+image_file, text_file : path
+    [n, dim] each, rows of unit length, in the memory's storage: '<f2' for float16.
+keys : list of str
+    One a row; an empty one leaves its row out.
+captions : list of str, optional
+metadata : list of dict, optional
+
+Raises
+------
+Error
+    For files that do not fit, and as add() does; nothing is written then. A file that is moved later makes open() raise
+    Error.
+)")
+      .def("compact", &Memory::compact, py::call_guard<py::gil_scoped_release>(),
+           "Reclaim the space of removed pairs and join small files. Searches go on meanwhile, changes wait.")
+      .def("optimize", &optimize, py::arg("index") = "auto", py::arg("recall") = 0.95, py::arg("k") = 10,
+           py::arg("max_bytes") = py::none(), py::arg("max_build_bytes") = py::none(), py::arg("seed") = 0,
+           py::arg("progress") = py::none(),
+           R"(Build an index for both sides, so that searches compare a query with few pairs instead of all.
+
+The settings that reach the recall are found with pairs that are held out until then. Searches and changes go on
+meanwhile. Building that was stopped or killed goes on where it was when the same call is made on the same pairs. Pairs
+that are added later are found at once, compared one by one; removed ones are never found.
+
+Parameters
+----------
+index : str
+    "auto", "exact" (drops the indexes) or a factory string of FAISS: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
+    "HNSW<links>" and "IVF<lists>,Flat" keep no second copy of the embeddings: 9 bytes a link and pair, or 8 bytes a pair.
+    "auto" takes exact search below 50,000 pairs, else HNSW32 up to 4 million, else IVF, and IVF with product
+    quantisation where the embeddings do not fit into max_bytes.
+recall : float
+    Share of the k nearest pairs that searches shall find.
 k : int
-    Neighbours a query, 1 to 4,096.
-modality : {"image", "text"}
-    The side that the queries are compared with.
-exclude_keys : list of str, or n lists of str, optional
-    Keys that must not be found, by any query or query by query. Unknown keys are ignored.
-max_similarity : float, optional
-    Leave out near-duplicates: pairs whose similarity to the query is above this.
-partners : bool
-    Fetch the other side's embeddings of what is found.
+    Neighbours that recall counts.
+max_bytes : int, optional
+    Bytes that searching one side may keep in memory; "auto" obeys. Half of the machine's memory if not given.
+max_build_bytes : int, optional
+    Bytes that building may take. Half of the machine's memory if not given.
+seed : int
+progress : callable, optional
+    Called with (pairs done, pairs in all); return False to stop, which raises Error.
 
 Returns
 -------
-Neighbors
-    keys and captions (n lists of k), scores float32 [n, k], partners float32 [n, k, dim]. Of equal scores, what was
-    added first comes first.
+list of dict
+    One a side: modality, index, rows, bytes, effort (efSearch or nprobe), refine, recall, build_seconds and
+    search_seconds (median of one query).
 )")
-      .def("get", &Memory::get, py::arg("key"), py::call_guard<py::gil_scoped_release>(),
-           "The pair of a key, as MemoryRow. Raises Error if it is not there.")
-      .def("embeddings", &embeddings, py::arg("modality"),
-           "One side's embeddings of all pairs, in the order of iteration: float32 [len, dim].")
-      .def("info", &info, "What the memory is and holds: path, rows, removed, dim, encoder, bytes, shards, format.")
+      .def(
+          "adopt_index", &adopt_index, py::arg("path"), py::arg("modality"), py::arg("recall") = 0.95,
+          py::arg("k") = 10,
+          R"(Take over an index that FAISS wrote over one side of the pairs, in the order of their row numbers from 0 on.
+
+The file is copied. It is read in a process of its own first, and its lists and links are checked.
+
+Returns
+-------
+dict
+    As optimize() gives for one side.
+
+Raises
+------
+Error
+    For a file that is no such index, or does not find at least half of the pairs when it is asked for them.
+)")
+      .def("duplicates", &duplicates, py::arg("min_similarity") = 0.96F, py::arg("modality") = "image",
+           py::arg("progress") = py::none(), py::arg("against") = py::none(),
+           R"(Find pairs that are nearly the same, within the memory or between it and another set.
+
+Parameters
+----------
+min_similarity : float
+    Cosine similarity from which on two pairs count as the same.
+modality : {"image", "text"}
+    The side that is compared.
+progress : callable, optional
+    Called with (pairs done, pairs in all); return False to stop, which raises Error.
+
+against : Memory or array [n, dim], optional
+    Another set, such as a test set that must not have leaked into this memory.
+
+Returns
+-------
+list of (str, str, float), or of (str, int, float) where `against` is an array
+    Two keys and their similarity, best first. Within a memory the one added first comes before the other; else this
+    memory's comes before the other's, or before the row of `against`. With an index some may be missed.
+)")
+      .def("embeddings", &embeddings, py::arg("modality"), py::arg("rows") = py::none(),
+           "One side's embeddings of rows as a search gives them, or of all pairs in the order of iteration: float32 "
+           "[n, dim].")
+      .def("info", &info,
+           "What the memory is and holds: path, rows, removed, dim, storage, encoder, bytes, attached (bytes of files "
+           "elsewhere), shards, format, indexes.")
       .def("verify", &Memory::verify, py::call_guard<py::gil_scoped_release>(),
            "Check every file against its checksum and the database against the files: a list with a line for each "
            "fault, empty when all is well.")
       .def(
           "close", &Memory::close, py::call_guard<py::gil_scoped_release>(),
           "Let another writer in. Whatever is called later, on this object or one that was made with it, raises Error.")
-      .def_property_readonly("dim", &Memory::dim)
-      .def_property_readonly("encoder", &Memory::encoder)
-      .def("__len__", &Memory::size)
       .def("__contains__", &Memory::contains, py::arg("key"))
       .def("__iter__",
            [](const Memory& self) {

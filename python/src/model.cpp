@@ -7,8 +7,6 @@ namespace reco::python {
 
 namespace {
 
-using Keys = std::vector<std::vector<std::string>>;
-
 // The C++ overload for one modality, without the GIL.
 py::array_t<float> refine(const Model& model, Modality side, const FloatArray& embeddings, const py::object& exclude) {
   const auto view = matrix_view(embeddings, "model.refine", "embeddings");
@@ -24,65 +22,45 @@ FloatArray encoded(const Model& model, const char* method, const py::object& ite
   return py::cast(model.clip()).attr(method)(items).cast<FloatArray>();
 }
 
-Explanation explain(const Model& model, const py::object& image, const py::object& text) {
-  check(image.is_none() != text.is_none(), "model.explain", "expected an image or a text, and not both");
-  const bool is_image = text.is_none();
-  py::list items;
-  items.append(is_image ? image : text);
-  const auto embedding = encoded(model, is_image ? "encode_images" : "encode_texts", items);
+template <typename Value>
+py::array_t<float> floats(const Value& values) {
+  return py::array_t<float>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::list dicts(const std::vector<std::string>& metadata) {
+  const auto loads = py::module_::import("json").attr("loads");
+  py::list out;
+  for (const auto& item : metadata) out.append(item.empty() ? py::dict() : loads(item));
+  return out;
+}
+
+// The fields of reco.Explanation that C++ knows, as keyword arguments.
+py::dict explain(const Model& model, const std::string& side, const FloatArray& embedding) {
   const auto view = matrix_view(embedding, "model.explain", "embedding");
-  py::gil_scoped_release release;
-  return model.explain(is_image ? Modality::image : Modality::text, view);
-}
-
-py::array_t<float> scores(const Explanation& e) {
-  return py::array_t<float>(e.neighbors.scores.size(), e.neighbors.scores.data());
-}
-
-std::string table(const Explanation& e) {
-  std::ostringstream out;
-  out.precision(3);
-  out << std::fixed << "Explanation of " << (e.modality == Modality::image ? "an image" : "a text") << ", gate "
-      << e.gate << ", cosine of refined and original " << e.refined.row(0).dot(e.original.row(0))
-      << "\n rank  similarity  attention  caption";
-  for (std::size_t i = 0; i < e.keys.size(); ++i) {
-    if (e.keys[i].empty()) continue;
-    out << "\n"
-        << std::setw(5) << i + 1 << std::setw(12) << e.neighbors.scores(0, static_cast<Eigen::Index>(i))
-        << std::setw(11) << e.attention[i] << "  " << e.captions[i] << "  [" << e.keys[i] << "]";
+  const auto which = modality(side, "model.explain");
+  Explanation e;
+  {
+    const py::gil_scoped_release release;
+    e = model.explain(which, view);
   }
-  return out.str();
-}
-
-void init_explanation(py::module_& m) {
-  py::class_<Explanation>(m, "Explanation", "A refined embedding and where it came from; prints as a table.")
-      .def_property_readonly("modality",
-                             [](const Explanation& e) { return e.modality == Modality::image ? "image" : "text"; })
-      .def_property_readonly(
-          "original", [](const Explanation& e) { return to_numpy(Matrix(e.original)); },
-          "CLIP's embedding, float32 [1, dim].")
-      .def_property_readonly(
-          "refined", [](const Explanation& e) { return to_numpy(Matrix(e.refined)); },
-          "The refined embedding, float32 [1, dim].")
-      .def_property_readonly("scores", &scores, "Similarities of the neighbours, float32 [k], best first.")
-      .def_readonly("keys", &Explanation::keys, "Keys of the neighbours; '' where there is none.")
-      .def_readonly("captions", &Explanation::captions, "Captions of the neighbours.")
-      .def_readonly("attention", &Explanation::attention, "Weight of each neighbour in the fusion.")
-      .def_readonly("gate", &Explanation::gate, "How far the result moved towards the retrieved; 0 stays at CLIP.")
-      .def("__repr__", &table);
+  return py::dict(py::arg("modality") = side, py::arg("original") = floats(e.original),
+                  py::arg("refined") = floats(e.refined), py::arg("keys") = e.keys, py::arg("captions") = e.captions,
+                  py::arg("metadata") = dicts(e.metadata), py::arg("scores") = floats(e.scores),
+                  py::arg("attention") = floats(e.attention), py::arg("gate") = e.gate,
+                  py::arg("confidence") = e.confidence);
 }
 
 }  // namespace
 
 void init_model(py::module_& m) {
-  init_explanation(m);
   py::class_<Model>(m, "Model",
                     R"(A CLIP model that looks things up. Sees every change of the memory at once; thread safe.
 
 Parameters
 ----------
 clip : Clip
-memory : Memory
+memory : MemoryBase
+    A Memory, or any other kind.
 fusion : Fusion
 k : int
     Neighbours a query.
@@ -94,9 +72,9 @@ Raises
 Error
     When dimensions or encoder fingerprints of the three do not fit.
 )")
-      .def(py::init([](const Clip& clip, const Memory& memory, const Fusion& fusion, std::int64_t k,
+      .def(py::init([](const Clip& clip, std::shared_ptr<const MemoryBase> memory, const Fusion& fusion, std::int64_t k,
                        std::optional<float> max_similarity) {
-             return Model(clip, memory, fusion, {k, max_similarity});
+             return Model(clip, std::move(memory), fusion, {k, max_similarity});
            }),
            py::arg("clip"), py::arg("memory"), py::arg("fusion"), py::arg("k") = 10,
            py::arg("max_similarity") = py::none())
@@ -126,14 +104,14 @@ Error
           },
           py::arg("embeddings"), py::kw_only(), py::arg("exclude_keys") = py::none(),
           "Refine text embeddings [n, dim]: float32 [n, dim], unit rows. exclude_keys as in Memory.search.")
-      .def("explain", &explain, py::arg("image") = py::none(), py::kw_only(), py::arg("text") = py::none(),
-           "Refine one image (as Clip.encode_images takes it) or one text and say what was found: an Explanation.")
+      .def("_explain", &explain, py::arg("modality"), py::arg("embedding"),
+           "What reco.Model.explain() makes an Explanation of, for an embedding float32 [1, dim].")
       .def_property_readonly("clip", &Model::clip)
       .def_property_readonly("memory", &Model::memory)
       .def_property_readonly("fusion", &Model::fusion)
       .def_property_readonly("k", [](const Model& self) { return self.options().k; })
       .def("__repr__", [](const Model& self) {
-        return "Model(dim=" + std::to_string(self.clip().dim()) + ", memory=" + std::to_string(self.memory().size()) +
+        return "Model(dim=" + std::to_string(self.clip().dim()) + ", memory=" + std::to_string(self.memory()->size()) +
                " pairs, fusion='" + self.fusion().config().method + "', k=" + std::to_string(self.options().k) + ")";
       });
 }

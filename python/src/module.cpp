@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <exception>
+#include <string_view>
+
 #include "helpers.h"
+#include "reco/error.h"
 #include "reco/threads.h"
 
 namespace reco::python {
@@ -7,11 +11,27 @@ namespace reco::python {
 void init_image(py::module_& m);
 void init_tokenizer(py::module_& m);
 void init_clip(py::module_& m);
+void init_memory_base(py::module_& m);
 void init_memory(py::module_& m);
 void init_fusion(py::module_& m);
 void init_training(py::module_& m);
 void init_model(py::module_& m);
 void init_evaluation(py::module_& m);
+
+/// reco::Error becomes reco.Error. Messages quote files that nobody vouches for, so that they may be no UTF-8.
+void register_error(py::module_& m) {
+  static const py::handle type = py::exception<Error>(m, "Error", PyExc_RuntimeError).release();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const Error& error) {
+      const std::string_view text = error.what();
+      const auto message = py::reinterpret_steal<py::object>(
+          PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+      if (message) PyErr_SetObject(type.ptr(), message.ptr());
+    }
+  });
+}
 
 }  // namespace reco::python
 
@@ -19,13 +39,14 @@ PYBIND11_MODULE(_core, m) {
   namespace py = pybind11;
   using namespace reco::python;
   m.doc() = "The compiled core of reco; use the package reco.";
-  py::register_exception<reco::Error>(m, "Error", PyExc_RuntimeError);
+  register_error(m);
   m.def("set_threads", &reco::set_threads, py::arg("count"),
         "Set how many threads encoding, search and training use, from the next call on.");
   m.def("threads", &reco::threads, "The number of threads in use.");
   init_image(m);
   init_tokenizer(m);
   init_clip(m);
+  init_memory_base(m);
   init_memory(m);
   init_fusion(m);
   init_training(m);

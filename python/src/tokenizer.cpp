@@ -8,8 +8,10 @@ namespace reco::python {
 void init_tokenizer(py::module_& m) {
   py::class_<Tokenizer>(m, "Tokenizer",
                         "CLIP's byte-pair tokenizer, with ids identical to Hugging Face's CLIPTokenizer. Immutable.")
-      .def_static("load", &Tokenizer::load, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
-                  R"(Read the tokenizer of a Hugging Face folder: tokenizer.json, or vocab.json and merges.txt.
+      .def_static("load", &Tokenizer::load, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+                  R"(Read the tokenizer of a model: of a Hugging Face folder, of an open_clip folder or its
+open_clip_config.json, of the folder in which one of OpenAI's archives (.pt) lies. The files are tokenizer.json, or
+vocab.json and merges.txt; for the latter two also bpe_simple_vocab_16e6.txt.gz.
 
 Raises
 ------
@@ -53,6 +55,13 @@ max_length : int
 Returns
 -------
 int64 array [n, max_length])")
+      .def_property_readonly(
+          "cleaning", &Tokenizer::cleaning,
+          R"(What happens to a text before it is split: "hugging face" (normalisation form C, white space
+collapsed, lower case), "open_clip lower" (also OpenAI's: the repairs of ftfy but for wrong encodings, HTML's references
+resolved, white space collapsed, lower case), "open_clip whitespace" (the same in the case given) or
+"open_clip canonicalize" (the same in lower case without punctuation); "siglip" (lower case, no ASCII punctuation, white
+space collapsed).)")
       .def("__len__", &Tokenizer::size)
       .def_property_readonly("start_id", &Tokenizer::start_id)
       .def_property_readonly("end_id", &Tokenizer::end_id)

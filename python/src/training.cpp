@@ -7,23 +7,25 @@ namespace reco::python {
 
 namespace {
 
-TrainingConfig make_config(FusionConfig fusion, std::int64_t batch_size, std::int64_t epochs, double learning_rate,
-                           double layer_rate, double warmup, double weight_decay, std::array<double, 3> loss,
-                           double logit_scale, bool learn_scale, std::optional<float> max_similarity, double validation,
-                           std::uint64_t seed, const std::filesystem::path& log,
-                           const std::filesystem::path& checkpoint) {
-  TrainingConfig config{
-      std::move(fusion), batch_size,  epochs,         learning_rate, layer_rate, warmup, weight_decay, loss,
-      logit_scale,       learn_scale, max_similarity, validation,    seed,       log,    checkpoint};
-  validate(config);
-  return config;
+// Arrays of images and texts, or a memory of pairs.
+TrainingData training_data(const py::object& images, const py::object& texts, std::vector<std::string> keys,
+                           std::vector<std::int64_t> concepts) {
+  TrainingData data{{}, {}, {}, std::move(keys), std::move(concepts)};
+  if (py::isinstance<Memory>(images)) {
+    check(texts.is_none(), "training.train", "a memory of pairs holds the texts too: texts must be None");
+    data.pairs = images.cast<Memory>();
+    return data;
+  }
+  check(!texts.is_none(), "training.train", "texts are missing");
+  data.images = matrix_view(images.cast<FloatArray>(), "training.train", "images");
+  data.texts = matrix_view(texts.cast<FloatArray>(), "training.train", "texts");
+  return data;
 }
 
-Fusion train_arrays(const FloatArray& images, const FloatArray& texts, const Memory& memory,
-                    const TrainingConfig& config, std::vector<std::string> keys, std::vector<std::int64_t> concepts,
-                    std::optional<py::function> progress) {
-  const TrainingData data{matrix_view(images, "training.train", "images"),
-                          matrix_view(texts, "training.train", "texts"), std::move(keys), std::move(concepts)};
+Fusion train_pairs(const py::object& images, const py::object& texts, const MemoryBase& memory,
+                   const TrainingConfig& config, std::vector<std::string> keys, std::vector<std::int64_t> concepts,
+                   std::optional<py::function> progress) {
+  const auto data = training_data(images, texts, std::move(keys), std::move(concepts));
   const auto report = interruptible(std::move(progress));
   py::gil_scoped_release release;
   return train(data, memory, config, report);
@@ -32,20 +34,26 @@ Fusion train_arrays(const FloatArray& images, const FloatArray& texts, const Mem
 }  // namespace
 
 void init_training(py::module_& m) {
-  const TrainingConfig d;
-  py::class_<TrainingConfig>(m, "TrainingConfig", R"(How a fusion is trained (RECO, arXiv 2306.07196).
+  py::class_<TrainingConfig> config(m, "TrainingConfig", R"(How a fusion is trained (RECO, arXiv 2306.07196).
 
 Parameters
 ----------
 fusion : FusionConfig
 batch_size : int
     Pairs a step; at most one a concept.
+micro_batch : int
+    Pairs whose gradients are held at a time, 0 for all; the result is the same (GradCache, arXiv 2101.06983).
 epochs : int
     One epoch shows each concept once, through one of its pairs.
 learning_rate : float
     Peak of a linear warm-up and cosine decay.
 layer_rate : float
     Share of it for the encoder layers of "gated", which memorise where the rest looks up.
+gate_rate : float
+    Share of it for trust and confidence of "gated", which learn from labels.
+wrong_captions, random_rows, dropped, random_k : float
+    Shares of a step's pairs whose neighbours get the partner of another pair's neighbour, are replaced by other pairs,
+    go (up to half of them), or are cut to the first few: what the gate learns from. 0 for all four: clean training.
 warmup : float
     Share of the steps that warm up.
 weight_decay : float
@@ -63,39 +71,46 @@ validation : float
 seed : int
 log : path
     CSV learning curve; empty: none.
+tensorboard : path
+    Folder for the same curve as a TensorBoard event file; empty: none.
 checkpoint : path
     Written while training, resumed from when it is there; empty: none.
-)")
-      .def(py::init(&make_config), py::kw_only(), py::arg("fusion") = d.fusion, py::arg("batch_size") = d.batch_size,
-           py::arg("epochs") = d.epochs, py::arg("learning_rate") = d.learning_rate,
-           py::arg("layer_rate") = d.layer_rate, py::arg("warmup") = d.warmup, py::arg("weight_decay") = d.weight_decay,
-           py::arg("loss") = d.loss, py::arg("logit_scale") = d.logit_scale, py::arg("learn_scale") = d.learn_scale,
-           py::arg("max_similarity") = py::none(), py::arg("validation") = d.validation, py::arg("seed") = d.seed,
-           py::arg("log") = "", py::arg("checkpoint") = "")
-      .def_readonly("fusion", &TrainingConfig::fusion)
-      .def_readonly("batch_size", &TrainingConfig::batch_size)
-      .def_readonly("epochs", &TrainingConfig::epochs)
-      .def_readonly("learning_rate", &TrainingConfig::learning_rate)
-      .def_readonly("layer_rate", &TrainingConfig::layer_rate)
-      .def_readonly("warmup", &TrainingConfig::warmup)
-      .def_readonly("weight_decay", &TrainingConfig::weight_decay)
-      .def_readonly("loss", &TrainingConfig::loss)
-      .def_readonly("logit_scale", &TrainingConfig::logit_scale)
-      .def_readonly("learn_scale", &TrainingConfig::learn_scale)
-      .def_readonly("max_similarity", &TrainingConfig::max_similarity)
-      .def_readonly("validation", &TrainingConfig::validation)
-      .def_readonly("seed", &TrainingConfig::seed);
+)");
+  Options(config)
+      .field("fusion", &TrainingConfig::fusion)
+      .field("batch_size", &TrainingConfig::batch_size)
+      .field("micro_batch", &TrainingConfig::micro_batch)
+      .field("epochs", &TrainingConfig::epochs)
+      .field("learning_rate", &TrainingConfig::learning_rate)
+      .field("layer_rate", &TrainingConfig::layer_rate)
+      .field("gate_rate", &TrainingConfig::gate_rate)
+      .field("wrong_captions", &TrainingConfig::wrong_captions)
+      .field("random_rows", &TrainingConfig::random_rows)
+      .field("dropped", &TrainingConfig::dropped)
+      .field("random_k", &TrainingConfig::random_k)
+      .field("warmup", &TrainingConfig::warmup)
+      .field("weight_decay", &TrainingConfig::weight_decay)
+      .field("loss", &TrainingConfig::loss)
+      .field("logit_scale", &TrainingConfig::logit_scale)
+      .field("learn_scale", &TrainingConfig::learn_scale)
+      .field("max_similarity", &TrainingConfig::max_similarity)
+      .field("validation", &TrainingConfig::validation)
+      .field("seed", &TrainingConfig::seed)
+      .field("log", &TrainingConfig::log)
+      .field("tensorboard", &TrainingConfig::tensorboard)
+      .field("checkpoint", &TrainingConfig::checkpoint)
+      .init();
 
-  m.def("train", &train_arrays, py::arg("images"), py::arg("texts"), py::arg("memory"), py::arg("config"),
-        py::kw_only(), py::arg("keys") = std::vector<std::string>{}, py::arg("concepts") = std::vector<std::int64_t>{},
+  m.def("train", &train_pairs, py::arg("images"), py::arg("texts"), py::arg("memory"), py::arg("config"), py::kw_only(),
+        py::arg("keys") = std::vector<std::string>{}, py::arg("concepts") = std::vector<std::int64_t>{},
         py::arg("progress") = py::none(),
         R"(Train a fusion; embeddings and memory stay as they are.
 
 Parameters
 ----------
 images, texts : array [n, dim]
-    Unit rows, pair by pair.
-memory : Memory
+    Unit rows, pair by pair. Or a Memory of pairs and None: its float16 shards are read batch by batch.
+memory : MemoryBase
 config : TrainingConfig
 keys : list of str, optional
     A pair's own key in the memory is left out of its neighbours.

@@ -70,7 +70,7 @@ std::size_t fill(const Descriptor& file, std::string& text, const char* tag, con
 void write_all(const Descriptor& file, std::span<const std::byte> data, const char* tag, const fs::path& path) {
   constexpr std::size_t most = std::size_t{1} << 30;  // write() takes at most 2 GiB at once
   while (!data.empty()) {
-    const auto count = ::write(file.get(), data.data(), std::min(data.size(), most));
+    const auto count = file_calls().write(file.get(), data.data(), std::min(data.size(), most));
     if (count >= 0) {
       data = data.subspan(static_cast<std::size_t>(count));
     } else if (errno != EINTR) {
@@ -92,11 +92,18 @@ struct Remover {
   const fs::path& path;
   bool armed = true;
   ~Remover() {
-    if (armed) ::unlink(path.c_str());
+    if (armed) remove_file(path);
   }
 };
 
 }  // namespace
+
+FileCalls& file_calls() {
+  static FileCalls calls{::write, ::fsync, ::rename, ::unlink};
+  return calls;
+}
+
+void remove_file(const fs::path& path) noexcept { file_calls().unlink(path.c_str()); }
 
 std::string read_file(const fs::path& path, std::size_t max_bytes) {
   constexpr const char* tag = "file.read_file";
@@ -138,10 +145,18 @@ void write_file_durably(const fs::path& path, std::span<const std::span<const st
   Descriptor file(tag, temporary, O_WRONLY | O_CREAT | O_EXCL, "create");
   Remover remover{temporary};
   for (const auto part : parts) write_all(file, part, tag, path);
-  if (::fsync(file.get()) != 0) fail_system(tag, "sync", path);
+  if (file_calls().fsync(file.get()) != 0) fail_system(tag, "sync", path);
   if (!file.close()) fail_system(tag, "close", path);
-  if (::rename(temporary.c_str(), path.c_str()) != 0) fail_system(tag, "rename the new file to", path);
+  if (file_calls().rename(temporary.c_str(), path.c_str()) != 0) fail_system(tag, "rename the new file to", path);
   remover.armed = false;
+  sync_folder(path.has_parent_path() ? path.parent_path() : fs::path("."));
+}
+
+void rename_durably(const fs::path& temporary, const fs::path& path) {
+  constexpr const char* tag = "file.rename_durably";
+  const Descriptor file(tag, temporary, O_RDONLY);
+  if (file_calls().fsync(file.get()) != 0) fail_system(tag, "sync", temporary);
+  if (file_calls().rename(temporary.c_str(), path.c_str()) != 0) fail_system(tag, "rename the new file to", path);
   sync_folder(path.has_parent_path() ? path.parent_path() : fs::path("."));
 }
 
@@ -149,7 +164,7 @@ void sync_folder(const fs::path& folder) {
   constexpr const char* tag = "file.sync_folder";
   const Descriptor descriptor(tag, folder, O_RDONLY | O_DIRECTORY, "open the folder");
   // Some network file systems cannot sync a folder and say so with EINVAL; there is nothing more to do on them.
-  if (::fsync(descriptor.get()) != 0 && errno != EINVAL) fail_system(tag, "sync the folder", folder);
+  if (file_calls().fsync(descriptor.get()) != 0 && errno != EINVAL) fail_system(tag, "sync the folder", folder);
 }
 
 }  // namespace reco::io

@@ -19,6 +19,15 @@ inline nlohmann::json read_json_object(const std::filesystem::path& file, const 
   return object;
 }
 
+/// A member of an object; null if it is missing or `object` is none. Unlike json::value(), it copies nothing: copies
+/// and comparisons of nested values take a call a level, and a file may have a million levels.
+inline const nlohmann::json& member(const nlohmann::json& object, const char* name) {
+  static const nlohmann::json null;
+  if (!object.is_object()) return null;
+  const auto found = object.find(name);
+  return found == object.end() ? null : *found;
+}
+
 /// A value for a message: short, and without the recursion that dump() needs for nested ones.
 inline std::string brief(const nlohmann::json& value) {
   if (value.is_structured()) return value.type_name();

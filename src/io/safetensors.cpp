@@ -26,18 +26,6 @@ constexpr const char* kOpen = "safetensors.open";
 constexpr std::size_t kMaxHeader = 100'000'000;  // the format's own limit
 constexpr int kMaxDepth = 3;                     // {name: {"shape": [...]}}
 
-/// Bytes an element, 0 for dtypes unknown to the format.
-std::size_t element_size(std::string_view dtype) {
-  const auto any = [&](std::initializer_list<std::string_view> names) {
-    return std::find(names.begin(), names.end(), dtype) != names.end();
-  };
-  if (any({"F32", "I32", "U32"})) return 4;
-  if (any({"F16", "BF16", "I16", "U16"})) return 2;
-  if (any({"F64", "I64", "U64"})) return 8;
-  if (any({"BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"})) return 1;
-  return 0;
-}
-
 /// Parses the header, refusing what JSON allows but no honest file has: repeated names and deep nesting (a small file
 /// of brackets would grow to gigabytes).
 json parse_header(std::string_view text, const fs::path& path) {
@@ -197,11 +185,24 @@ void widen(std::span<const std::byte> data, std::span<float> out, Widen convert)
   }
 }
 
-json describe(const std::map<std::string, TensorView>& tensors, const std::map<std::string, std::string>& metadata) {
+using Named = std::pair<const std::string, TensorView>;
+
+/// Large elements first, as the format's own writer has it, so that every tensor is aligned.
+std::vector<const Named*> file_order(const std::map<std::string, TensorView>& tensors) {
+  std::vector<const Named*> order;
+  for (const Named& tensor : tensors) order.push_back(&tensor);
+  std::stable_sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
+    return element_size(a->second.dtype) > element_size(b->second.dtype);
+  });
+  return order;
+}
+
+json describe(const std::vector<const Named*>& tensors, const std::map<std::string, std::string>& metadata) {
   json header = json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::uint64_t offset = 0;
-  for (const auto& [name, view] : tensors) {
+  for (const Named* tensor : tensors) {
+    const auto& [name, view] = *tensor;
     check(name != "__metadata__", "safetensors.write", "no tensor may be called __metadata__");
     std::uint64_t bytes = 0;
     const std::size_t element = element_size(view.dtype);
@@ -214,6 +215,17 @@ json describe(const std::map<std::string, TensorView>& tensors, const std::map<s
 }
 
 }  // namespace
+
+std::size_t element_size(std::string_view dtype) {
+  const auto any = [&](std::initializer_list<std::string_view> names) {
+    return std::find(names.begin(), names.end(), dtype) != names.end();
+  };
+  if (any({"F32", "I32", "U32"})) return 4;
+  if (any({"F16", "BF16", "I16", "U16"})) return 2;
+  if (any({"F64", "I64", "U64"})) return 8;
+  if (any({"BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"})) return 1;
+  return 0;
+}
 
 std::int64_t TensorView::count() const {
   const std::size_t element = element_size(dtype);
@@ -253,9 +265,10 @@ void to_float32(const TensorView& tensor, std::span<float> out, const std::strin
 
 void write_safetensors(const fs::path& path, const std::map<std::string, TensorView>& tensors,
                        const std::map<std::string, std::string>& metadata) {
+  const auto order = file_order(tensors);
   std::string header;
   try {
-    header = describe(tensors, metadata).dump();
+    header = describe(order, metadata).dump();
   } catch (const json::exception& error) {
     fail("safetensors.write", path.string(), ": names and metadata must be UTF-8: ", error.what());
   }
@@ -264,7 +277,7 @@ void write_safetensors(const fs::path& path, const std::map<std::string, TensorV
         " bytes, at most ", kMaxHeader, " are allowed");
   const std::uint64_t size = header.size();
   std::vector<std::span<const std::byte>> parts{std::as_bytes(std::span(&size, 1)), std::as_bytes(std::span(header))};
-  for (const auto& [name, view] : tensors) parts.push_back(view.data);
+  for (const Named* tensor : order) parts.push_back(tensor->second.data);
   write_file_durably(path, parts);
 }
 

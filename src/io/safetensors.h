@@ -9,6 +9,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/file.h"
@@ -21,6 +22,9 @@ struct TensorView {
   std::span<const std::byte> data;  ///< shape and dtype fit its size
   std::int64_t count() const;       ///< number of elements
 };
+
+/// Bytes an element, 0 for dtypes unknown to the format.
+std::size_t element_size(std::string_view dtype);
 
 /// A memory-mapped safetensors file. The views live as long as the object.
 class Safetensors {
@@ -41,7 +45,8 @@ class Safetensors {
 /// Converts F32, F16, BF16 or F64 elements to float32. Throws Error (with `name`) for other dtypes or another size.
 void to_float32(const TensorView& tensor, std::span<float> out, const std::string& name);
 
-/// Writes a file durably (see write_file_durably); tensors in the map's order, 8-byte aligned header.
+/// Writes a file durably (see write_file_durably); tensors with large elements first, then
+/// in the map's order; all of them aligned.
 void write_safetensors(const std::filesystem::path& path, const std::map<std::string, TensorView>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

@@ -88,6 +88,32 @@ std::int64_t Database::integer(const char* sql) {
   return statement.integer(0);
 }
 
+namespace {
+
+int authorize(void* table, int action, const char* what, const char* function, const char*, const char*) {
+  if (action == SQLITE_SELECT) return SQLITE_OK;
+  if (action == SQLITE_READ)
+    return what != nullptr && *static_cast<const std::string*>(table) == what ? SQLITE_OK : SQLITE_DENY;
+  const bool harmless =
+      action == SQLITE_FUNCTION && function != nullptr && std::string_view(function) != "load_extension";
+  return harmless ? SQLITE_OK : SQLITE_DENY;
+}
+
+}  // namespace
+
+Statement Database::prepare_restricted(const std::string& sql, const std::string& table) {
+  check(sql.find('\0') == std::string::npos, kTag, "SQL must not hold a zero byte");
+  sqlite3_set_authorizer(database_.get(), authorize, const_cast<std::string*>(&table));
+  sqlite3_stmt* statement = nullptr;
+  const char* rest = nullptr;
+  const int code = sqlite3_prepare_v2(database_.get(), sql.c_str(), -1, &statement, &rest);
+  sqlite3_set_authorizer(database_.get(), nullptr, nullptr);
+  Statement prepared(database_.get(), statement);
+  expect_ok(database_.get(), code);
+  check(*rest == '\0', kTag, "more than one SQL statement");
+  return prepared;
+}
+
 std::string Database::text(const char* sql) {
   Statement statement = prepare(sql);
   check(statement.step(), kTag, "'", path_.string(), "': no answer to ", sql);

@@ -46,6 +46,8 @@ class Database {
   Database(const std::filesystem::path& path, DatabaseMode mode);
   const std::filesystem::path& path() const { return path_; }
   Statement prepare(const char* sql);
+  /// For SQL that holds what a caller wrote: one SELECT that reads columns of that table and calls functions.
+  Statement prepare_restricted(const std::string& sql, const std::string& table);
   void execute(const char* sql);
   /// The first column of the first row; Error if there is none.
   std::int64_t integer(const char* sql);

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 import reco
 
@@ -127,12 +127,60 @@ def test_equals_transformers(folder: Path, images: list[Path]) -> None:
     assert cosines(clip.encode_texts(TEXTS), expected_texts).min() >= 0.999
 
 
+def tower(width: int, heads: int, ratio: float = 4, **more: object) -> dict[str, object]:
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": int(width * ratio)}
+    return sizes | {"num_hidden_layers": 1} | more
+
+
+SIZES = {
+    "B/16": (tower(512, 8), tower(768, 12, patch_size=16), 512),
+    "L/14": (tower(768, 12), tower(1024, 16, patch_size=14), 768),
+    "L/14-336": (tower(768, 12, eos_token_id=2), tower(1024, 16, patch_size=14, image_size=336), 768),
+    "H/14": (tower(1024, 16, hidden_act="gelu"), tower(1280, 16, hidden_act="gelu", patch_size=14), 1024),
+    "bigG/14": (tower(1280, 20, hidden_act="gelu"),
+                tower(1664, 16, 4.9231, hidden_act="gelu", patch_size=14), 1280),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_other_sizes(name: str, images: list[Path], tmp_path: Path) -> None:
+    """One layer of the other models, in shards of bfloat16 weights."""
+    words, pixels, dim = SIZES[name]
+    torch.manual_seed(2)
+    model = CLIPModel(CLIPConfig(text_config=words, vision_config=pixels, projection_dim=dim))
+    model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="50MB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    size = pixels.get("image_size", 224)
+    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size).save_pretrained(tmp_path)
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(ICONS / file, tmp_path)
+    reference, clip = Reference(tmp_path), reco.Clip.load(tmp_path)
+    expected_images = reference.images([Image.open(path).convert("RGB") for path in images[:2]])
+    expected_texts = reference.texts(TEXTS)
+    assert np.abs(clip.encode_images(images[:2]) - expected_images).max() <= 1e-5
+    assert np.abs(clip.encode_texts(TEXTS) - expected_texts).max() <= 1e-5
+    rough = reco.Clip.load(tmp_path, dtype="bfloat16")
+    assert cosines(rough.encode_images(images[:2]), expected_images).min() >= 0.999
+    assert cosines(rough.encode_texts(TEXTS), expected_texts).min() >= 0.999
+    assert clip.info()["weights_dtype"] == "BF16" and clip.dim == dim
+
+
 def test_pixels_equal_the_image_processor(folder: Path, images: list[Path]) -> None:
     clip = reco.Clip.load(folder)
     processor = CLIPImageProcessorPil.from_pretrained(folder)
     for path in images:
         expected = processor(Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"][0]
         np.testing.assert_array_equal(clip.preprocess(reco.read_image(path)), expected)
+
+
+def test_folder_as_transformers_5_saves_a_processor(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "saved")
+    processor = CLIPProcessor.from_pretrained(ICONS)
+    for name in ("preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        (folder / name).unlink()
+    processor.save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    assert reco.Clip.load(folder).fingerprint == reco.Clip.load(ICONS).fingerprint
 
 
 def test_says_what_it_is(b32: Path) -> None:
@@ -143,7 +191,7 @@ def test_says_what_it_is(b32: Path) -> None:
     assert len(clip.fingerprint) == 64
     info = clip.info()
     assert info["fingerprint"] == clip.fingerprint and info["vision_config"]["patch_size"] == 32
-    for part in ("224 px", "patches of 32", "12 layers x 768", "151.3 M", "float32 on cpu", clip.fingerprint[:8]):
+    for part in ("224 px", "ViT 12 layers x 768, patches of 32", "151.3 M", "float32 on cpu", clip.fingerprint[:8]):
         assert part in repr(clip)
 
 
@@ -240,13 +288,27 @@ def test_unreadable_images(clip: reco.Clip, images: list[Path], tmp_path: Path) 
         clip.encode_texts(["a", 3])
 
 
+def test_unreadable_images_can_be_left_out(clip: reco.Clip, images: list[Path], tmp_path: Path) -> None:
+    good = [images[0], images[1].read_bytes(), Image.open(images[2]), reco.read_image(images[3])]
+    bad = [tmp_path / "missing.jpg", b"", b"not an image", images[4].read_bytes()[:99], np.zeros((4, 4), np.uint8)]
+    mixed = [item for pair in zip(bad, [*good, images[5]], strict=True) for item in pair]
+    errors: list[tuple[int, str]] = []
+    found = clip.encode_images(mixed, on_error=lambda index, message: errors.append((index, message)))
+    assert [index for index, _ in errors] == [0, 2, 4, 6, 8]
+    assert "missing.jpg" in errors[0][1] and "image 4" in errors[2][1]
+    assert np.isnan(found[::2]).all()
+    np.testing.assert_allclose(found[1::2], clip.encode_images([*good, images[5]]), atol=1e-6)
+    with pytest.raises(ZeroDivisionError):
+        clip.encode_images(bad, on_error=lambda index, message: 1 // 0)
+
+
 def copied(folder: Path) -> Path:
     shutil.copytree(ICONS, folder)
     return folder
 
 
 def test_damaged_folders(tmp_path: Path) -> None:
-    with pytest.raises(reco.Error, match="is no folder"):
+    with pytest.raises(reco.Error, match="does not exist"):
         reco.Clip.load(tmp_path / "missing")
 
     folder = copied(tmp_path / "truncated")
@@ -264,13 +326,13 @@ def test_damaged_folders(tmp_path: Path) -> None:
 
     folder = copied(tmp_path / "wrong-shape")
     save_file({**tensors, name: tensors[name].T.contiguous()}, folder / "model.safetensors")
-    with pytest.raises(reco.Error, match=rf"(?s)does not fit config.json.*{name}: expected \["):
+    with pytest.raises(reco.Error, match=rf"(?s)does not fit its configuration.*{name}: expected \["):
         reco.Clip.load(folder)
 
     folder = copied(tmp_path / "architecture")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
-    with pytest.raises(reco.Error, match="'siglip' is not supported"):
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
+    with pytest.raises(reco.Error, match="'blip' is not supported"):
         reco.Clip.load(folder)
 
 

@@ -46,6 +46,58 @@ def test_retrieve_equals_numpy() -> None:
         assert got[f"text_retrieval_recall@{k}"] == pytest.approx(want, abs=1e-12)
 
 
+def test_ranks_equal_numpy() -> None:
+    random = np.random.default_rng(2)
+    queries, candidates = unit(random.normal(size=(50, 8))), unit(random.normal(size=(300, 8)))
+    query_of = random.integers(0, 49, 300)  # the last query has no candidate
+    order = np.argsort(-(queries @ candidates.T), axis=1)
+    place = np.argsort(order, axis=1)
+    want = [place[i][query_of == i].min() if (query_of == i).any() else 300 for i in range(50)]
+    assert reco.ranks(queries, candidates, np.arange(300), query_of).tolist() == want
+    targets = random.integers(0, 300, 50)
+    assert np.array_equal(reco.ranks(queries, candidates, targets), place[np.arange(50), targets])
+    with pytest.raises(reco.Error, match="expected 50 targets, got 3"):
+        reco.ranks(queries, candidates, [1, 2, 3])
+    with pytest.raises(reco.Error, match="targets must be from 0 to 299, got 300"):
+        reco.ranks(queries, candidates, [300] * 50)
+
+
+def test_bootstrap_equals_numpys() -> None:
+    """The percentiles that NumPy finds with draws of its own, for plain means, whole units and means of groups."""
+    random = np.random.default_rng(3)
+    n = 300
+    values = (random.random(n) < 0.7).astype(float)
+    units, groups = np.arange(n) // 3, random.integers(0, 4, n)
+    options = {"resamples": 4000, "seed": 1}
+
+    def numpy(of_unit: Any, of_group: Any) -> Any:
+        means = []
+        for _ in range(4000):
+            drawn = random.integers(0, of_unit.max() + 1, of_unit.max() + 1)
+            weights = np.bincount(drawn, minlength=of_unit.max() + 1)[of_unit]
+            sums, counts = (np.bincount(of_group, weights=w) for w in (weights * values, weights))
+            means.append((sums / counts).mean())
+        return np.quantile(means, [0.025, 0.975])
+
+    one = np.zeros(n, int)
+    own = np.arange(n)
+    np.testing.assert_allclose(reco.bootstrap(values, **options), numpy(own, one), atol=0.01)
+    np.testing.assert_allclose(reco.bootstrap(values, units, **options), numpy(units, one), atol=0.01)
+    np.testing.assert_allclose(reco.bootstrap(values, None, groups, **options), numpy(own, groups), atol=0.01)
+    assert reco.bootstrap(values, **options) == reco.bootstrap(values, **options)
+    assert reco.bootstrap(values, resamples=50, seed=2) != reco.bootstrap(values, resamples=50, seed=3)
+    narrow = reco.bootstrap(values, confidence=0.5, **options)
+    wide = reco.bootstrap(values, confidence=0.99, **options)
+    assert wide[0] < narrow[0] <= values.mean() <= narrow[1] < wide[1]
+    for wrong, message in (({"resamples": 0}, "resamples of at least 1"), ({"confidence": 1}, "between 0 and 1")):
+        with pytest.raises(reco.Error, match=message):
+            reco.bootstrap(values, **wrong)
+    with pytest.raises(reco.Error, match="expected 300 units, got 2"):
+        reco.bootstrap(values, [0, 1])
+    with pytest.raises(reco.Error, match="expected one finite value or more"):
+        reco.bootstrap([float("nan")])
+
+
 def test_ties_and_few_classes() -> None:
     same = np.ones((3, 4), np.float32) / 2
     metrics, predictions = reco.classify(same, same[:2], [0, 1, 1])
@@ -90,3 +142,24 @@ def test_report(tmp_path: Path) -> None:
             "memory": "m",
         }
     ]
+
+
+def test_vote_and_blend_equal_numpy() -> None:
+    random = np.random.default_rng(4)
+    scores = -np.sort(-random.random((6, 4)).astype(np.float32), axis=1)
+    labels = random.integers(-1, 3, (6, 4))
+    weights = np.exp(9 * scores) / np.exp(9 * scores).sum(1, keepdims=True)
+    want = np.stack([(weights * (labels == c)).sum(1) for c in range(3)], 1)
+    votes = reco.vote(scores, labels, 3, sharpness=9)
+    np.testing.assert_allclose(votes, want, atol=1e-6)
+    cosines = random.normal(size=(6, 3)).astype(np.float32)
+    odds = np.exp(5 * cosines)
+    np.testing.assert_allclose(
+        reco.blend(cosines, votes, 5, 0.3), 0.7 * odds / odds.sum(1, keepdims=True) + 0.3 * want, atol=1e-5
+    )
+    with pytest.raises(reco.Error, match="expected 24 labels of one class or more, got 6"):
+        reco.vote(scores, labels[:, 0], 3)
+    with pytest.raises(reco.Error, match="labels must be from -1 to 1, got 2"):
+        reco.vote(scores, labels, 2)
+    with pytest.raises(reco.Error, match="one shape"):
+        reco.blend(cosines, votes[:3], 5)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +67,51 @@ def reference_encoder(weights: dict[str, Tensor], config: reco.FusionConfig, q: 
 
 
 def mlp(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    x = (x - weights[f"{name}.mean"]) / weights[f"{name}.std"]
     hidden = nn.functional.gelu(x @ weights[f"{name}.linear1.weight"].T + weights[f"{name}.linear1.bias"])
-    return hidden @ weights[f"{name}.linear2.weight"].T + weights[f"{name}.linear2.bias"]
+    return (hidden @ weights[f"{name}.linear2.weight"].T + weights[f"{name}.linear2.bias"])[..., 0]
 
 
-def reference_gated(weights: dict[str, Tensor], config: reco.FusionConfig, q: Tensor, p: Tensor, s: Tensor) -> Tensor:
-    plain = torch.softmax(s * weights["sharpness"], -1)
-    mean = torch.einsum("nk,nkd->nd", plain, p)
-    features = [s, s - s[:, :1], torch.einsum("nkd,nd->nk", p, q), torch.einsum("nkd,nd->nk", p, mean)]
-    logits = s * weights["sharpness"] + mlp(weights, "neighbor", torch.stack(features, -1))[..., 0]
-    a = torch.softmax(logits, -1)
-    m = torch.einsum("nk,nkd->nd", a, p)
-    length = m.norm(dim=-1)
-    entropy = -(a * torch.log(a + 1e-9)).sum(-1)
-    state = torch.stack([s[:, 0], (a * s).sum(-1), length, (m * q).sum(-1) / length, entropy], -1)
-    gate = weights["weight"] * torch.exp(mlp(weights, "gate", state).clamp(-4, 4))
-    scale = config.dim**0.5
-    correction = reference_encoder(weights, config, q * scale, p * scale) / scale - q if config.layers else 0.0
-    return unit(q + gate * m + correction)
+def standardised(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return (x - weights[f"{name}.mean"]) / weights[f"{name}.std"]
+
+
+def reference_gate(weights: dict[str, Tensor], q: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and confidence of one query, neighbour by neighbour, in the words of the header."""
+    k = len(s)
+    plain = torch.softmax(s * weights["sharpness"], 0)
+    rows = []
+    for i in range(k):
+        others = [j for j in range(k) if j != i]
+        cosines = torch.stack([p[i] @ p[j] for j in others])
+        agreement = (plain[others] * cosines).sum() / plain[others].sum()
+        rows.append(torch.stack([s[i], s[i] - s.max(), p[i] @ q, agreement, cosines.max()]))
+    seen = torch.stack(rows)
+    spread = s.std(correction=0)
+    of_query = torch.stack(
+        [s.max(), s.mean(), spread, seen[:, 3].mean(), seen[:, 4].mean(), seen[:, 4].max()]
+        + [seen[:, 2].mean(), seen[:, 2].max(), torch.tensor(float(k)).log()]
+    )
+    neighbor = standardised(weights, "neighbor", seen)
+    trust = torch.sigmoid(mlp(weights, "trust", neighbor))
+    logits = s * weights["sharpness"] + trust.log() + mlp(weights, "relevance", neighbor)
+    confidence = torch.sigmoid(mlp(weights, "confidence", standardised(weights, "query", of_query)))
+    return torch.softmax(logits, 0), confidence
+
+
+def reference_gated(
+    weights: dict[str, Tensor], config: reco.FusionConfig, q: Tensor, p: Tensor, s: Tensor
+) -> dict[str, Tensor]:
+    gates = [reference_gate(weights, *row) for row in zip(q, p, s, strict=True)]
+    attention, confidence = (torch.stack(x) for x in zip(*gates, strict=True))
+    change = weights["weight"] * torch.einsum("nk,nkd->nd", attention, p)
+    if config.layers:
+        scale = config.dim**0.5
+        tokens = p + s[..., None] * weights["similarity"] if config.similarity else p
+        change = change + reference_encoder(weights, config, q * scale, tokens * scale) / scale - q
+    opening = confidence[:, None] ** 4
+    refined = unit(q + opening * change)
+    gate = weights["weight"] * opening
+    return {"embeddings": refined, "attention": attention, "gate": gate, "confidence": confidence[:, None]}
 
 
 def side(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -92,28 +119,66 @@ def side(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("options", [{}, {"positions": False}, {"similarity": True}, {"residual": True}])
 @pytest.mark.parametrize("modality", ["image", "text"])
-def test_transformer_equals_pytorch(tmp_path: Path, batch: Any, layers: int, positions: bool, modality: Any) -> None:
-    config = reco.FusionConfig(method="transformer", dim=DIM, k=K, layers=layers, heads=HEADS, positions=positions)
+def test_transformer_equals_pytorch(tmp_path: Path, batch: Any, layers: int, options: Any, modality: Any) -> None:
+    config = reco.FusionConfig(method="transformer", dim=DIM, k=K, layers=layers, heads=HEADS, **options)
     fusion, weights = randomised(config, tmp_path / "f.safetensors")
     q, p, s = batch
     got = fusion.fuse(modality, q.numpy(), s.numpy(), p.numpy())["embeddings"]
     own = side(weights, modality)
-    token = reference_encoder(own, config, q, p)
-    want = unit(nn.functional.layer_norm(token, (DIM,), own["norm.weight"], own["norm.bias"]))
+    tokens = p + s[..., None] * own["similarity"] if config.similarity else p
+    token = reference_encoder(own, config, q, tokens)
+    result = nn.functional.layer_norm(token, (DIM,), own["norm.weight"], own["norm.bias"])
+    want = unit(q + result / DIM**0.5) if config.residual else unit(result)
     np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("options", [{"layers": 0}, {"layers": 1}, {"layers": 2, "similarity": True}])
 @pytest.mark.parametrize("modality", ["image", "text"])
-def test_gated_equals_pytorch(tmp_path: Path, batch: Any, layers: int, modality: Any) -> None:
-    config = reco.FusionConfig(method="gated", dim=DIM, k=K, layers=layers, heads=HEADS)
+def test_gated_equals_pytorch(tmp_path: Path, batch: Any, options: Any, modality: Any) -> None:
+    config = reco.FusionConfig(method="gated", dim=DIM, k=K, heads=HEADS, **options)
     fusion, weights = randomised(config, tmp_path / "f.safetensors")
     q, p, s = batch
-    got = fusion.fuse(modality, q.numpy(), s.numpy(), p.numpy())["embeddings"]
-    want = reference_gated(side(weights, modality), config, q, p, s)
-    np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
+    got = fusion.fuse(modality, q.numpy(), s.numpy(), p.numpy())
+    for name, want in reference_gated(side(weights, modality), config, q, p, s).items():
+        np.testing.assert_allclose(got[name], want.detach().numpy(), atol=1e-5, err_msg=name)
+
+
+def test_shared_weights_and_single_sides(tmp_path: Path, batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    shared, weights = randomised(reco.FusionConfig(dim=DIM, heads=HEADS, shared=True), tmp_path / "a.safetensors")
+    assert all(name.startswith("shared.") for name in weights)
+    both = [shared.fuse(modality, q, s, p)["embeddings"] for modality in ("image", "text")]
+    np.testing.assert_array_equal(both[0], both[1])
+    alone, _ = randomised(reco.FusionConfig(dim=DIM, heads=HEADS, sides="text"), tmp_path / "b.safetensors")
+    left = alone.fuse("image", q, s, p)
+    np.testing.assert_array_equal(left["embeddings"], q)
+    assert not left["gate"].any() and not left["attention"].any()
+    assert np.abs(alone.fuse("text", q, s, p)["embeddings"] - q).max() > 0.01
+
+
+def test_k_may_differ(tmp_path: Path, batch: Any) -> None:
+    """A gated fusion takes any number of neighbours, and more of them do not shift its features."""
+    q, p, s = batch
+    config = reco.FusionConfig(dim=DIM, k=2, layers=0, heads=HEADS)
+    fusion, weights = randomised(config, tmp_path / "f.safetensors")
+    for k in (2, K):
+        got = fusion.fuse("image", q.numpy(), s[:, :k].numpy(), p[:, :k].numpy())["embeddings"]
+        want = reference_gated(side(weights, "image"), config, q, p[:, :k], s[:, :k])["embeddings"]
+        np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{}, {"layers": 0, "shared": True}, {"method": "transformer"}, {"method": "mean"}])
+def test_plain_pytorch_reads_the_file(tmp_path: Path, batch: Any, shape: Any) -> None:
+    """The example that does without reco gives the same."""
+    plain = runpy.run_path(str(Path(__file__).parents[2] / "examples/plain_fusion.py"))
+    fusion, _ = randomised(reco.FusionConfig(dim=DIM, k=K, heads=HEADS, **shape), tmp_path / "f.safetensors")
+    q, p, s = batch
+    with torch.no_grad():
+        want = plain["refine"](*plain["load"](str(tmp_path / "f.safetensors")), "text", q, p, s)
+    got = fusion.fuse("text", q.numpy(), s.numpy(), p.numpy())["embeddings"]
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
 
 
 def test_mean_equals_numpy(batch: Any) -> None:
@@ -188,5 +253,11 @@ def test_errors(batch: Any) -> None:
         fusion.fuse("image", q[:, :16], s, p)
     with pytest.raises(reco.Error, match="heads must be a divisor of dim, got 5"):
         reco.FusionConfig(dim=32, heads=5)
-    with pytest.raises(reco.Error, match="method must be"):
-        reco.FusionConfig(method="magic")  # type: ignore[arg-type]
+    with pytest.raises(reco.Error, match="method must be one of 'gated', 'transformer', 'mean', got 'magic'"):
+        reco.FusionConfig(method="magic")
+    with pytest.raises(reco.Error, match="fuse must be one of"):
+        reco.FusionConfig(fuse="all")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        reco.FusionConfig(depth=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="wrong type for 'k': many"):
+        reco.FusionConfig(k="many")

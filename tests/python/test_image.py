@@ -321,6 +321,44 @@ def test_preprocess_equals_hugging_face(config: dict[str, Any], tmp_path: Path) 
         np.testing.assert_array_equal(values, expected, f"{size}")
 
 
+def files() -> dict[str, bytes]:
+    """One of every kind that collections hold."""
+    rgb, rgba = Image.fromarray(picture(333, 217)), Image.fromarray(picture(333, 217, channels=4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rng = np.random.default_rng(1)
+    deep = rng.integers(0, 2**16, (217, 333, 3))
+    return {
+        "baseline JPEG": saved(rgb, "JPEG"),
+        "progressive JPEG": saved(rgb, "JPEG", progressive=True, quality=60),
+        "grayscale JPEG": saved(rgb.convert("L"), "JPEG"),
+        "CMYK JPEG": saved(Image.fromarray(picture(333, 217, channels=4), "CMYK"), "JPEG"),
+        "JPEG rotated by EXIF": saved(rgb, "JPEG", exif=exif),
+        "palette PNG": saved(rgb.quantize(64), "PNG"),
+        "16-bit PNG": png(deep, 2, 16),
+        "16-bit grayscale PNG": png(deep[..., :1] // 200, 0, 16),
+        "PNG with alpha": saved(rgba, "PNG"),
+        "interlaced PNG": png(picture(333, 217), 2, 8, interlaced=True),
+        "lossy WebP": saved(rgb, "WEBP", quality=80),
+        "lossless WebP": saved(rgb, "WEBP", lossless=True),
+        "WebP with alpha": saved(rgba, "WEBP", quality=80),
+        "one pixel": saved(Image.fromarray(picture(1, 1)), "PNG"),
+        "very wide": saved(Image.fromarray(picture(4000, 3)), "PNG"),
+        "very high": saved(Image.fromarray(picture(2, 3000)), "JPEG"),
+    }
+
+
+def test_the_tensor_of_every_kind_of_file(tmp_path: Path) -> None:
+    """Whatever the file is called: its content counts."""
+    processor, preprocess = hugging_face({}), reco.Preprocess()
+    for kind, data in files().items():
+        path = tmp_path / "image.jpg"
+        path.write_bytes(data)
+        with Image.open(path) as image:
+            expected = processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(preprocess(reco.read_image(path)), expected, kind)
+
+
 def test_preprocess_reads_what_hugging_face_saves(tmp_path: Path) -> None:
     processor = hugging_face({"size": 50, "crop_size": 40, "image_std": [0.3, 0.2, 0.1]})
     processor.save_pretrained(tmp_path)
@@ -328,6 +366,21 @@ def test_preprocess_reads_what_hugging_face_saves(tmp_path: Path) -> None:
     image = picture(90, 60)
     expected = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(preprocess(image), expected)
+
+
+def test_the_processor_config_of_transformers_5(tmp_path: Path) -> None:
+    """One file for all of a processor's parts; it wins over the older file beside it, unless it has no such part."""
+    older, newer = {"size": 50, "crop_size": 40}, {"size": {"shortest_edge": 31}, "crop_size": 30}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
+    assert reco.Preprocess.load(tmp_path).crop_width == 40
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert reco.Preprocess.load(tmp_path).crop_width == 40
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": newer}))
+    assert reco.Preprocess.load(tmp_path).crop_width == 30
+    assert reco.Preprocess.load(tmp_path / "processor_config.json").shortest_edge == 31
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": -1}}))
+    with pytest.raises(reco.Error, match=r"'size' .*processor_config.json"):
+        reco.Preprocess.load(tmp_path)
 
 
 def test_defaults_are_those_of_clip() -> None:

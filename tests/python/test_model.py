@@ -62,23 +62,35 @@ def test_model_is_search_and_fusion(clip: reco.Clip, memory: reco.Memory, pairs:
     assert "pairs" in repr(model)
 
 
+@pytest.mark.parametrize("search", ["uni-modal", "cross-modal"])
+@pytest.mark.parametrize("fuse", ["partner", "same", "both"])
+def test_search_and_fusion_modes(tmp_path: Path, clip: reco.Clip, search: Any, fuse: Any) -> None:
+    """What is searched and what is fused, against NumPy over the memory's own embeddings."""
+    random = np.random.default_rng(1)
+    memory = reco.Memory.create(tmp_path / "m", dim=clip.dim)
+    images, texts = random.normal(size=(2, 40, clip.dim))
+    memory.add(images, texts, [str(i) for i in range(40)])
+    held = {side: memory.embeddings(side) for side in ("image", "text")}
+    queries = random.normal(size=(7, clip.dim)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    config = reco.FusionConfig(method="transformer", dim=clip.dim, k=3, search=search, fuse=fuse)
+    fusion = reco.Fusion.create(config, seed=2)
+    model = reco.Model(clip, memory, fusion, k=3)
+    for own, other, refine in (("image", "text", model.refine_images), ("text", "image", model.refine_texts)):
+        scores = queries @ held[own if search == "uni-modal" else other].T
+        rows = np.argsort(-scores, axis=1)[:, :3]
+        sides = {"partner": [other], "same": [own], "both": [other, own]}[fuse]
+        partners = np.concatenate([held[side][rows] for side in sides], 1)
+        found = np.concatenate([np.take_along_axis(scores, rows, 1)] * len(sides), 1)
+        want = fusion.fuse(own, queries, found, partners)["embeddings"]
+        np.testing.assert_allclose(refine(queries), want, atol=1e-4)
+
+
 def test_exclude_own_keys(clip: reco.Clip, memory: reco.Memory, pairs: Embeddings) -> None:
     model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=3)
     own = model.refine_images(pairs.images)
     without = model.refine_images(pairs.images, exclude_keys=[[key] for key in pairs.keys])
     assert np.abs(own - without).max() > 1e-3
-
-
-def test_explain(clip: reco.Clip, memory: reco.Memory, samples: list[Sample]) -> None:
-    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=5)
-    found = model.explain(samples[3].image)
-    assert found.keys[0] == samples[3].key
-    assert sum(found.attention) == pytest.approx(1, abs=1e-5)
-    assert samples[3].key in repr(found)
-    text = model.explain(text=samples[3].caption)
-    assert text.modality == "text" and text.captions[0] == samples[3].caption
-    with pytest.raises(reco.Error, match="an image or a text"):
-        model.explain()
 
 
 def test_fingerprints_must_fit(tmp_path: Path, clip: reco.Clip) -> None:
@@ -136,11 +148,27 @@ def test_command_line(tmp_path: Path, folder: Path, samples: list[Sample]) -> No
     assert samples[0].caption in run("search", samples[0].caption, "--model", CLIP, "--memory", memory)
     explained = run("explain", image, "--model", CLIP, "--memory", memory, "--fusion", fusion, "--json")
     assert json.loads(explained)["neighbors"][0]["key"] == samples[0].key
-    records = json.loads(run("eval", folder, "--model", CLIP, "--memory", memory, "--json", "--quiet"))
-    assert [r["model"] for r in records] == ["clip", "reco"]
+    given = ("eval", "--dataset", "labelled", "--root", folder, "--prompts", "plain", "--max-similarity", "none")
+    where = ("--model", CLIP, "--memory", memory, "--cache", tmp_path / "cache")
+    records = json.loads(run(*given, *where, "--json", "--quiet"))
+    assert [r["pretrained"].partition("+")[2] for r in records] == ["", "reco"]
     assert records[1]["metrics"]["acc1"] >= records[0]["metrics"]["acc1"]
-    run("embed", folder, "--model", CLIP, "--out", tmp_path / "e.npz", "--quiet")
-    assert np.load(tmp_path / "e.npz")["images"].shape[0] == 30
+    embedded = json.loads(run("embed", folder, "--model", CLIP, "--out", tmp_path / "e", "--quiet", "--json"))
+    assert (embedded["rows"], embedded["errors"], embedded["finished"]) == (30, 0, True)
+    shape = "--method transformer --search cross-modal --fuse both --sides image --k 2 --layers 2 --heads 4"
+    flags = (
+        "--mlp-ratio 2 --no-positions --similarity --residual --shared --learn-scale --micro-batch 4 --wrong-captions 0"
+    )
+    options = f"{shape} {flags} --loss 1 0 1 --logit-scale 30".split()
+    command = ["train", folder, "--model", CLIP, "--memory", memory, "--out", fusion, "--epochs", 1, "--quiet"]
+    run(*command, *options)
+    made = reco.Fusion.load(fusion)
+    run("train", memory, "--model", CLIP, "--memory", memory, "--out", tmp_path / "g.safetensors", "--epochs", 1)
+    assert reco.Fusion.load(tmp_path / "g.safetensors").provenance["rows"] == 30
+    assert (made.config.search, made.config.fuse, made.config.sides) == ("cross-modal", "both", "image")
+    assert made.config.shared and made.config.residual and made.config.similarity and not made.config.positions
+    assert (made.provenance["loss"], made.provenance["logit_scale"]) == ([1, 0, 1], 30)
+    assert made.provenance["learn_scale"] and made.config.k == 2
     run("memory", "remove", memory, samples[0].key)
     assert json.loads(run("memory", "info", memory, "--json"))["rows"] == 29
 
@@ -165,7 +193,7 @@ def test_damaged_shard_names_itself(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
     whole = sorted(DATA.glob("queries-*"))[0].read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(reco.Error, match="x.tar is damaged"):
+    with pytest.raises(reco.Error, match="x.tar: the shard is damaged"):
         list(read_samples(shard))
 
 

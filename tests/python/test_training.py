@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 import reco
 
 DIM, CONCEPTS = 32, 120
+CLEAN = {"wrong_captions": 0, "random_rows": 0, "dropped": 0, "random_k": 0}
 Floats = npt.NDArray[np.float32]
 
 
@@ -52,8 +54,8 @@ def accuracy(fusion: reco.Fusion, task: dict[str, Any]) -> float:
     return float((np.argmax(refined[0] @ refined[1].T, 1) == np.arange(CONCEPTS)).mean())
 
 
-def config(method: Any = "gated", **kwargs: Any) -> reco.TrainingConfig:
-    fusion = reco.FusionConfig(method=method, dim=DIM, k=5, heads=4, layers=0 if method == "gated" else 1)
+def config(method: Any = "gated", layers: int = 1, **kwargs: Any) -> reco.TrainingConfig:
+    fusion = reco.FusionConfig(method=method, dim=DIM, k=5, heads=4, layers=0 if method == "gated" else layers)
     options: dict[str, Any] = {"epochs": 30, "batch_size": 64, "learning_rate": 3e-3, "logit_scale": 20.0}
     return reco.TrainingConfig(fusion=fusion, **(options | kwargs))
 
@@ -74,6 +76,132 @@ def test_paper_layer_learns(task: dict[str, Any]) -> None:
         task["images"], task["texts"], task["memory"], config("transformer", epochs=150, validation=0.0)
     )
     assert accuracy(fusion, task) > 0.5
+
+
+def noisy_world(folder: Path, wrong: float) -> tuple[Floats, Floats, reco.Memory]:
+    """CLIP knows half of the concepts (image and text alike); three pairs of each remembered, some captions wrong."""
+    random = np.random.default_rng(2)
+    image, text = unit(random.normal(size=(CONCEPTS, DIM))), unit(random.normal(size=(CONCEPTS, DIM)))
+    image[::2] = text[::2]
+
+    def near(x: Floats) -> Floats:
+        return unit(x + 0.12 * random.normal(size=x.shape))
+
+    concept = np.repeat(np.arange(CONCEPTS), 3)
+    memory = reco.Memory.create(folder, dim=DIM)
+    images, texts = near(image[concept]), near(text[concept])
+    chosen = np.flatnonzero(random.random(len(concept)) < wrong)
+    texts[chosen] = texts[random.permutation(chosen)]
+    memory.add(images, texts, [f"m{i}" for i in range(len(concept))])
+    return near(image), near(text), memory
+
+
+def test_gate_shuts_where_captions_are_wrong(tmp_path: Path) -> None:
+    """Trained on a clean memory, the fusion helps there and stays at CLIP where no caption is true."""
+    images, texts, clean = noisy_world(tmp_path / "clean", 0.0)
+    wrong = noisy_world(tmp_path / "wrong", 1.0)[2]
+    fusion = reco.train(images, texts, clean, config(epochs=60, validation=0.0))
+    found = {}
+    for name, memory in (("clean", clean), ("wrong", wrong)):
+        found[name] = {"images": images, "texts": texts, "memory": memory}
+    assert accuracy(reco.Fusion.mean(DIM, image_weight=0, text_weight=0), found["clean"]) < 0.6
+    assert accuracy(fusion, found["clean"]) > 0.9
+    known = accuracy(reco.Fusion.mean(DIM, image_weight=0, text_weight=0), found["wrong"])
+    assert accuracy(reco.Fusion.mean(DIM, image_weight=2, text_weight=2), found["wrong"]) < known - 0.1
+    assert accuracy(fusion, found["wrong"]) > known - 0.03
+    confidence = []
+    for memory in (clean, wrong):
+        near = memory.search(images, k=5)
+        confidence.append(float(fusion.fuse("image", images, near.scores, near.partners)["confidence"].mean()))
+    assert confidence[0] > 0.9 and confidence[1] < 0.4
+
+
+@pytest.mark.parametrize("method", ["gated", "transformer"])
+def test_micro_batches_give_the_same_gradients(task: dict[str, Any], tmp_path: Path, method: Any) -> None:
+    runs = []
+    for micro in (0, 7):
+        options = {"epochs": 3, "validation": 0.0, "log": tmp_path / "log.csv"}
+        fusion = reco.train(task["images"], task["texts"], task["memory"], config(method, micro_batch=micro, **options))
+        found = task["memory"].search(task["images"], k=5)
+        refined = fusion.fuse("image", task["images"], found.scores, found.partners)
+        losses = [row["loss"] for row in csv.DictReader((tmp_path / "log.csv").open())]
+        runs.append((np.array(losses, float), refined["embeddings"], refined["confidence"]))
+    for once, in_parts in zip(*runs, strict=True):
+        np.testing.assert_allclose(in_parts, once, atol=1e-3)
+
+
+def test_pairs_streamed_from_a_memory(task: dict[str, Any], tmp_path: Path) -> None:
+    pairs = reco.Memory.create(tmp_path / "pairs", dim=DIM, encoder="test-encoder")
+    pairs.add(task["images"], task["texts"], [f"q{i}" for i in range(CONCEPTS)])
+    held = [pairs.embeddings(side) for side in ("image", "text")]
+    a = reco.train(pairs, None, task["memory"], config(epochs=3))
+    b = reco.train(held[0], held[1], task["memory"], config(epochs=3), keys=list(pairs))
+    assert weights(a, tmp_path / "a.safetensors") == weights(b, tmp_path / "b.safetensors")
+    with pytest.raises(reco.Error, match="made with encoder test-encoder, the memory with other"):
+        reco.train(pairs, None, reco.Memory.create(tmp_path / "other", dim=DIM, encoder="other"), config())
+
+
+def test_streamed_pairs_are_not_held(tmp_path: Path) -> None:
+    """Twenty thousand pairs more cost less than half of what their embeddings would take."""
+    script = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
+    grown = []
+    for pairs in (4000, 24000):
+        (tmp_path / str(pairs)).mkdir()
+        command = [sys.executable, str(script), str(pairs), "--inside", str(tmp_path / str(pairs))]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        grown.append(found["grown"])
+    assert grown[1] - grown[0] < 20_000 * 2 * 4 * 256 / 2
+
+
+@pytest.mark.parametrize("options", [{"search": "cross-modal"}, {"fuse": "both"}, {"fuse": "same"}, {"shared": True}])
+@pytest.mark.parametrize("method", ["gated", "transformer", "mean"])
+def test_every_mode_trains(task: dict[str, Any], method: Any, options: Any) -> None:
+    fusion = reco.FusionConfig(method=method, dim=DIM, k=3, heads=4, similarity=True, **options)
+    run = reco.TrainingConfig(fusion=fusion, epochs=2, batch_size=64)
+    trained = reco.train(task["images"], task["texts"], task["memory"], run)
+    assert trained.config.search == fusion.search and trained.config.fuse == fusion.fuse
+
+
+def test_one_side_alone(task: dict[str, Any]) -> None:
+    fusion = reco.FusionConfig(dim=DIM, k=3, heads=4, sides="image")
+    trained = reco.train(task["images"], task["texts"], task["memory"], reco.TrainingConfig(fusion=fusion, epochs=2))
+    found = task["memory"].search(task["texts"], k=3, modality="text")
+    same = trained.fuse("text", task["texts"], found.scores, found.partners)["embeddings"]
+    np.testing.assert_array_equal(same, task["texts"])
+
+
+def test_nothing_to_look_up(task: dict[str, Any], tmp_path: Path) -> None:
+    """A memory that holds one pair, left out for being the query's own: still a fusion with finite weights."""
+    memory = reco.Memory.create(tmp_path / "one", dim=DIM)
+    memory.add(task["images"][:1], task["texts"][:1], ["q"])
+    fusion = reco.train(task["images"], task["texts"], memory, config(epochs=2), keys=["q"] * CONCEPTS)
+    fusion.save(tmp_path / "f.safetensors")
+    assert reco.Fusion.load(tmp_path / "f.safetensors").config.method == "gated"
+
+
+def test_divergence_stops(task: dict[str, Any]) -> None:
+    """From the mean, which is good here, to layers that a thousandfold rate blows up."""
+    shape = reco.FusionConfig(dim=DIM, k=5, heads=4)
+    run = reco.TrainingConfig(
+        fusion=shape,
+        epochs=100,
+        learning_rate=1.0,
+        layer_rate=10.0,
+        warmup=0.5,
+        loss=(1, 0, 0),
+        logit_scale=100.0,
+        **CLEAN,
+    )
+    with pytest.raises(reco.Error, match=r"the loss diverges: .* at step \d+; lower learning_rate"):
+        reco.train(task["images"], task["texts"], task["memory"], run)
+
+
+def test_limits_are_checked_before_the_first_step(task: dict[str, Any]) -> None:
+    fusion = reco.FusionConfig(method="transformer", dim=DIM, k=4096, heads=32, layers=4)
+    with pytest.raises(reco.Error, match="training would need about"):
+        reco.train(task["images"], task["texts"], task["memory"], reco.TrainingConfig(fusion=fusion))
+    with pytest.raises(reco.Error, match="wrong_captions must be from 0 to 1, got 2"):
+        config(wrong_captions=2.0)
 
 
 def test_own_pair_is_left_out(task: dict[str, Any], tmp_path: Path) -> None:
@@ -99,7 +227,8 @@ def test_same_seed_same_weights(task: dict[str, Any], tmp_path: Path) -> None:
     assert a != c
 
 
-def test_resume_after_kill_equals_unbroken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gated", "transformer"])
+def test_resume_after_kill_equals_unbroken(tmp_path: Path, method: Any) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, pathlib\n"
@@ -114,7 +243,7 @@ def test_resume_after_kill_equals_unbroken(tmp_path: Path) -> None:
         "    memory = reco.Memory.create(folder / 'memory', dim=t.DIM)\n"
         "    memory.add(mi, mt, [f'm{i}' for i in range(t.CONCEPTS)])\n"
         "files = {'checkpoint': folder / 'checkpoint.safetensors', 'log': folder / 'log.csv'}\n"
-        "c = t.config('transformer', epochs=200, **files)\n"
+        f"c = t.config({method!r}, epochs=200, **files)\n"
         "reco.train(images, texts, memory, c).save(folder / 'fusion.safetensors')\n"
     )
     results = []
@@ -137,6 +266,20 @@ def test_resume_after_kill_equals_unbroken(tmp_path: Path) -> None:
         curve = list(csv.DictReader(lines))
     assert [int(row["epoch"]) for row in curve] == list(range(201))
     assert float(curve[-1]["loss"]) < float(curve[1]["loss"])
+
+
+def test_tensorboard_reads_the_curve(task: dict[str, Any], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    files = {"log": tmp_path / "log.csv", "tensorboard": tmp_path / "board"}
+    reco.train(task["images"], task["texts"], task["memory"], config(epochs=4, **files))
+    events = accumulator.EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    with (tmp_path / "log.csv").open() as lines:
+        curve = list(csv.DictReader(lines))
+    for tag in ("loss", "learning_rate", "validation_accuracy"):
+        got = {event.step: event.value for event in events.Scalars(tag)}
+        want = {int(row["epoch"]): float(row[tag]) for row in curve if int(row["epoch"]) > 0}
+        assert {step: got[step] for step in want} == pytest.approx(want, rel=1e-4)
 
 
 def test_checkpoint_of_another_run(task: dict[str, Any], tmp_path: Path) -> None:

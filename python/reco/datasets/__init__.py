@@ -1,122 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image-text pairs as people have them on disk: WebDataset shards and folders of images."""
+"""What people have on disk: image-text pairs in folders, tables and WebDataset shards; benchmarks as published."""
 
 from __future__ import annotations
 
-import csv
-import json
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from reco._core import Error
+from reco.datasets import fine_grained, generic, large_scale, oven, retrieval
+from reco.datasets.benchmark import Classification, Dataset, EntityQuestions, Options, Retrieval
+from reco.datasets.collection import Collection, Fault, Sample, read_samples
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+__all__ = [
+    "DATASETS",
+    "Classification",
+    "Collection",
+    "Dataset",
+    "EntityQuestions",
+    "Fault",
+    "Retrieval",
+    "Sample",
+    "load_dataset",
+    "read_samples",
+]
 
-__all__ = ["IMAGE_SUFFIXES", "Sample", "read_samples"]
+#: Every data set that can be evaluated on, by the name it is asked for.
+DATASETS: dict[str, Callable[[Path, Options], Dataset]] = {
+    "cars": fine_grained.load_cars,
+    "cub": fine_grained.load_cub,
+    "flowers": fine_grained.load_flowers,
+    "dogs": fine_grained.load_dogs,
+    "imagenet": large_scale.load_imagenet,
+    "places365": large_scale.load_places365,
+    "coco": retrieval.load_coco,
+    "flickr30k": retrieval.load_flickr30k,
+    "oven": oven.load_oven,
+    "folder": generic.load_folder,
+    "labelled": generic.load_labelled,
+    "captioned": generic.load_captioned,
+    "webdataset": generic.load_webdataset,
+}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image-text pair, the image still encoded.
+def load_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    label: str | None = None,
+    image_column: str | None = None,
+) -> Dataset:
+    """A data set in the layout that people have on disk; nothing is downloaded, and no image is decoded yet.
 
-    Attributes
+    Parameters
     ----------
-    key : str
-        Unique in its collection.
-    image : bytes
-        The file: JPEG, PNG or WebP.
-    caption : str
-    metadata : dict
-        What else the collection says of it.
-    """
-
-    key: str
-    image: bytes
-    caption: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def read_samples(*sources: str | Path) -> Iterator[Sample]:
-    """Read pairs from WebDataset shards (.tar, .tar.gz) and folders, in a fixed order.
-
-    A folder holds shards, or images with their caption in a .txt file of the same name or in a captions.csv with the
-    columns ``file`` and ``caption``; the key is the path inside the folder without its suffix.
+    name : str
+        A key of DATASETS. The published ones: cars, cub, flowers, dogs, imagenet, places365 (classification), coco,
+        flickr30k (retrieval), oven (entities). One's own: folder (of class folders), labelled (a table, shards or a
+        folder of images with a class each), captioned (the same for retrieval), webdataset (CLIP_benchmark's folders).
+    root : path
+        Where it lies; the loaders' documentation says which files are looked for.
+    split : str, optional
+        The one that results are published for by default.
+    label, image_column : str, optional
+        Columns of a table.
 
     Raises
     ------
     Error
-        When a source is missing, holds no images, or is damaged; names file and place.
+        When something is missing or not as published: says what, and where to put it.
     """
-    for source in map(Path, sources):
-        if source.is_dir():
-            yield from _read_folder(source)
-        elif source.is_file():
-            yield from _read_shard(source)
-        else:
-            raise Error(f"[datasets.read_samples] expected a folder or a WebDataset shard, found nothing at {source}")
-
-
-def _read_folder(folder: Path) -> Iterator[Sample]:
-    shards = sorted(p for p in folder.iterdir() if p.name.endswith((".tar", ".tar.gz")))
-    if shards:
-        for shard in shards:
-            yield from _read_shard(shard)
-        return
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise Error(
-            f"[datasets.read_samples] expected shards (.tar) or images (jpg, png, webp) in {folder}, found none"
-        )
-    captions = _captions(folder / "captions.csv")
-    for path in images:
-        name = path.relative_to(folder)
-        beside = path.with_suffix(".txt")
-        caption = captions.get(name.as_posix()) or (beside.read_text("utf-8").strip() if beside.is_file() else "")
-        yield Sample(name.with_suffix("").as_posix(), path.read_bytes(), caption, {"file": str(path)})
-
-
-def _captions(table: Path) -> dict[str, str]:
-    if not table.is_file():
-        return {}
-    with table.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        if not {"file", "caption"} <= set(reader.fieldnames or ()):
-            raise Error(
-                f"[datasets.read_samples] expected the columns file and caption, found {reader.fieldnames} in {table}"
-            )
-        return {row["file"]: row["caption"] or "" for row in reader}
-
-
-def _read_shard(shard: Path) -> Iterator[Sample]:
-    """Stream a tar; the files of a sample follow each other, as WebDataset has them."""
+    if name not in DATASETS:
+        raise Error(f"[datasets.load_dataset] expected one of {', '.join(DATASETS)}, got {name}")
     try:
-        with tarfile.open(shard) as tar:
-            key, parts = "", dict[str, bytes]()
-            for member in tar:
-                if not member.isfile():
-                    continue
-                stem, _, suffix = member.name.rpartition("/")[2].partition(".")
-                name = f"{member.name.rpartition('/')[0]}/{stem}".lstrip("/")
-                if name != key:
-                    yield from _sample(key, parts, shard)
-                    key, parts = name, {}
-                content = tar.extractfile(member)
-                parts[suffix.lower()] = content.read() if content else b""
-            yield from _sample(key, parts, shard)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise Error(f"[datasets.read_samples] the shard {shard} is damaged: {error}") from error
-
-
-def _sample(key: str, parts: dict[str, bytes], shard: Path) -> Iterator[Sample]:
-    image = next((parts[s[1:]] for s in sorted(IMAGE_SUFFIXES) if s[1:] in parts), None)
-    if image is None:
-        return
-    try:
-        metadata = json.loads(parts.get("json", b"{}"))
-        caption = parts.get("txt", b"").decode("utf-8").strip()
-    except ValueError as error:
-        raise Error(f"[datasets.read_samples] malformed caption or JSON of {key} in {shard}: {error}") from error
-    yield Sample(key, image, caption, metadata if isinstance(metadata, dict) else {"json": metadata})
+        return DATASETS[name](Path(root), Options(split, label, image_column))
+    except OSError as error:
+        raise Error(f"[datasets.{name}] cannot read {error.filename}: {error.strerror}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot evaluation: one encoder or another, the same prompts, records in CLIP_benchmark's shape."""
+"""Zero-shot classification by any encoder, and records in CLIP_benchmark's shape."""
 
 from __future__ import annotations
 
@@ -12,19 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reco._core import average_prompts, classify, harmonic_mean, prompts, retrieve
-
-__all__ = [
-    "Encoder",
-    "Record",
-    "classify",
-    "encode_classes",
-    "evaluate",
-    "harmonic_mean",
-    "retrieve",
-    "write_report",
-    "zero_shot",
-]
+from reco._core import average_prompts, classify, prompts
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evidence: every experiment on the icons world, several seeds, in one command that goes on where it was stopped.
+
+Writes results.json, results.csv, results.md and figures; each row carries the commit that it was measured with.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+import reco
+import tasks
+from controls import HEADS, train_head
+from experiments_report import Row, write_all
+from photographs import photographs
+from quickstart import CLEAN, KNOWN_SHARE, K, configs
+from reco.embedding import Embeddings, concatenate, train_on
+from tasks import CLIP, DATA, HERE, Queries, System, load, measure, moved_captions, remember, same, training_pairs
+
+Floats = npt.NDArray[np.float32]
+TRAINED = ("mean", "reco-paper", "reco")
+LEFT_OUT = ("openmoji", "fluent-emoji", "token-branded", "devicon")  # icon sets that training never sees
+
+
+def commit() -> str:
+    """The commit of the sources, marked when what is measured differs from it."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False)
+
+    found = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ":/src", ":/include", ":/python", ":/examples/icons/*.py").returncode
+    return (found or "unknown") + ("-changed" if changed else "")
+
+
+@dataclass
+class Store:
+    """Results so far, on disk after every row."""
+
+    path: Path
+    commit: str = field(default_factory=commit)
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.rows = [Row(**row) for row in json.loads(self.path.read_text("utf-8"))]
+
+    def has(self, experiment: str, variant: str, seed: int, x: float | None) -> bool:
+        """Whether this row is there already."""
+        return any((r.experiment, r.variant, r.seed, r.x) == (experiment, variant, seed, x) for r in self.rows)
+
+    def add(
+        self, experiment: str, variant: str, seed: int, measured: Callable[[], dict[str, Any]], x: float | None = None
+    ) -> None:
+        """Measure a row unless it is there, and keep it."""
+        if self.has(experiment, variant, seed, x):
+            return
+        started = time.perf_counter()
+        metrics = measured()
+        self.rows.append(Row(experiment, variant, seed, x, metrics, self.commit))
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps([row.as_dict() for row in self.rows], indent=1) + "\n", "utf-8")
+        scratch.replace(self.path)
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        facts = "  ".join(f"{name} {value:.1f}" for name, value in list(shown.items())[:5])
+        click.echo(f"{experiment:<12} {variant:<28} {'' if x is None else x!s:<6} seed {seed}: {facts}", nl=False)
+        click.echo(f"  ({time.perf_counter() - started:.0f} s)")
+
+
+def summary(row: System, queries: Queries) -> dict[str, float]:
+    """The main figures of a system, in percent."""
+    found = {r.dataset: r.metrics for r in measure(row, queries)}
+    return {
+        "unseen": 100 * found["icons/unseen"]["acc1"],
+        "known": 100 * found["icons/known"]["acc1"],
+        "harmonic": 100 * found["icons/harmonic-mean"]["acc1"],
+        "generic": 100 * found["icons/generic"]["acc1"],
+        "text_to_image": 100 * found["icons/retrieval"]["image_retrieval_recall@1"],
+    }
+
+
+@dataclass
+class Lab:
+    """What was embedded once, and the memories and fusions made of it, each made once."""
+
+    work: Path
+    clip: reco.Clip
+    pairs: Embeddings
+    queries: Queries
+
+    @classmethod
+    def load(cls, work: Path, clip: reco.Clip, data: Path) -> Lab:
+        """Embed the shards, or read what an earlier run embedded."""
+        cache = work / "embeddings"
+        sets = {name: cached(cache / name, partial(load, clip, name, data)) for name in ("memory", "fusion")}
+        queries = Queries.load(clip, cached(cache / "queries", partial(load, clip, "queries", data)))
+        return cls(work, clip, concatenate(list(sets.values())), queries)
+
+    def memory(self, name: str, pairs: Embeddings, order: npt.NDArray[Any] | None = None) -> reco.Memory:
+        """A memory of these pairs, made on first use."""
+        path = self.work / "memories" / name
+        if not (path / "done").exists():
+            subprocess.run(["rm", "-rf", str(path)], check=True)
+            remember(path / "memory", self.clip, [pairs], order).close()
+            (path / "done").touch()
+        return reco.Memory.open(path / "memory", read_only=True)
+
+    def full(self) -> reco.Memory:
+        """All pairs."""
+        return self.memory("full", self.pairs)
+
+    def without_unseen(self) -> reco.Memory:
+        """All that training may look up."""
+        return self.memory("train", self.pairs.select(self.seen))
+
+    def rows(self, name: str, rows: npt.NDArray[Any]) -> reco.Memory:
+        """Some of the pairs."""
+        return self.memory(name, self.pairs.select(rows))
+
+    @property
+    def seen(self) -> npt.NDArray[Any]:
+        """Pairs of concepts that training may look up: all but the unseen ones."""
+        seen: npt.NDArray[Any] = tasks.field(self.pairs, "role") != "unseen"
+        return seen
+
+    def wrong(self, share: float, seed: int) -> reco.Memory:
+        """All pairs, a share of their captions moved."""
+        return self.memory(f"wrong-{share}-{seed}", self.pairs, moved_captions(len(self.pairs), share, seed))
+
+    def train(
+        self, name: str, seed: int, config: reco.TrainingConfig, keep: npt.NDArray[Any] | None = None
+    ) -> reco.Fusion:
+        """A fusion trained once: on pairs and a memory without unseen concepts, and of `keep` alone if given."""
+        path = self.work / "fusions" / f"{name}-{seed}.safetensors"
+        if path.exists():
+            return reco.Fusion.load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chosen = self.seen if keep is None else self.seen & keep
+        store = self.memory("train" if keep is None else f"train-{name}-{seed}", self.pairs.select(chosen))
+        pairs = training_pairs(self.pairs if keep is None else self.pairs.select(keep), KNOWN_SHARE, seed)
+        fusion = train_on(pairs, store, config, concepts=numbers(pairs), progress=False)
+        fusion.save(path)
+        return fusion
+
+    def trained(self, name: str, seed: int) -> reco.Fusion:
+        """One of the quickstart's fusions."""
+        return self.train(name, seed, configs(self.clip, seed)[name])
+
+    def measure(
+        self, fusion: reco.Fusion, memory: reco.Memory, k: int, exclude: Callable[[int], list[str]] | None = None
+    ) -> dict[str, float]:
+        """The main figures of a fusion; `exclude` gives keys that entity i's queries must not find."""
+        model = reco.Model(self.clip, memory, fusion, k=k)
+
+        def refine(refine_side: Any, repeats: int) -> Callable[[Floats], Floats]:
+            def run(queries: Floats) -> Floats:
+                keys = None
+                if exclude is not None and len(queries) == len(self.queries.pairs) * repeats:
+                    keys = [exclude(i // repeats) for i in range(len(queries))]
+                refined: Floats = refine_side(queries, exclude_keys=keys)
+                return refined
+
+            return run
+
+        row = System("", refine(model.refine_images, 1), refine(model.refine_texts, len(tasks.TEMPLATES)))
+        return summary(row, self.queries)
+
+
+def cached(folder: Path, make: Callable[[], Embeddings]) -> Embeddings:
+    """Embeddings in a folder, made when they are not there."""
+    arrays, words = folder / "arrays.npz", folder / "words.json"
+    if not words.exists():
+        made = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(arrays, images=made.images, texts=made.texts)
+        words.write_text(json.dumps([made.keys, made.captions, made.metadata]), "utf-8")
+    keys, captions, metadata = json.loads(words.read_text("utf-8"))
+    with np.load(arrays) as found:
+        return Embeddings(found["images"], found["texts"], keys, captions, metadata)
+
+
+def numbers(pairs: Embeddings) -> list[int]:
+    """Concepts as numbers."""
+    found: list[int] = np.unique(tasks.field(pairs, "concept"), return_inverse=True)[1].tolist()
+    return found
+
+
+def neighbors_of(name: str) -> int:
+    """How many neighbours a fusion of the quickstart gets."""
+    return K if name == "reco" else 10
+
+
+def on(
+    lab: Lab,
+    name: str,
+    seed: int,
+    memory: Callable[[], reco.Memory],
+    k: int = 0,
+    exclude: Callable[[int], list[str]] | None = None,
+) -> Callable[[], dict[str, float]]:
+    """The measurement of a fusion of the quickstart on a memory; nothing is made before it is called."""
+    return lambda: lab.measure(lab.trained(name, seed), memory(), k or neighbors_of(name), exclude)
+
+
+def after(
+    lab: Lab, name: str, seed: int, config: reco.TrainingConfig, k: int = 10, keep: npt.NDArray[Any] | None = None
+) -> Callable[[], dict[str, float]]:
+    """The measurement of a fusion that is trained for it."""
+    return lambda: lab.measure(lab.train(name, seed, config, keep), lab.full(), k)
+
+
+# --- 1: the main table, with the training-free fusions ---------------------------------------------------------------
+def main_table(lab: Lab, store: Store, seed: int) -> None:
+    """CLIP, training-free fusions, the paper's layer, ours."""
+    if seed == 0:
+        store.add("main", "clip", 0, lambda: summary(System("clip", same, same), lab.queries))
+    for name in TRAINED:
+        store.add("main", name, seed, on(lab, name, seed, lab.full))
+    store.add("main", f"mean, k = {K}", seed, on(lab, "mean", seed, lab.full, K))
+    for name in ("vote", "logit blend"):
+        store.add("main", name, seed, partial(vote_metrics, lab, seed, name))
+    for name in TRAINED:
+        store.add("main", f"{name}, unseen not remembered", seed, on(lab, name, seed, lab.without_unseen))
+
+
+def vote_scores(
+    lab: Lab, memory: reco.Memory, images: Floats, classes: Floats, names: list[str], keys: list[list[str]] | None
+) -> Callable[[float, float], Floats]:
+    """Scores of images by vote (weight 1) or logit blend, as a function of sharpness and weight."""
+    found = memory.search(images, k=10, partners=False, exclude_keys=keys)
+    place = {name: i for i, name in enumerate(names)}
+    labels = np.array([[place.get((m or {}).get("concept", ""), -1) for m in row] for row in found.metadata])
+    cosines = images @ classes.T
+
+    def scores(sharpness: float, weight: float) -> Floats:
+        votes = reco.vote(found.scores, labels, len(names), sharpness)
+        return reco.blend(cosines, votes, lab.clip.logit_scale, weight)
+
+    return scores
+
+
+def vote_metrics(lab: Lab, seed: int, name: str) -> dict[str, float]:
+    """Neighbour vote or logit blend, tuned on the training concepts as the mean is."""
+    pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
+    concepts = tasks.field(pairs, "concept")
+    names, rows = np.unique(concepts, return_index=True)
+    names, rows = names[:768], rows[:768]
+    train = vote_scores(
+        lab,
+        lab.without_unseen(),
+        pairs.images[rows],
+        pairs.texts[rows],
+        names.tolist(),
+        [[pairs.keys[i]] for i in rows],
+    )
+    grid = [(s, w) for s in (0.0, 10.0, 30.0, 100.0) for w in ((1.0,) if name == "vote" else (0.1, 0.25, 0.5, 0.75))]
+    best = max(grid, key=lambda g: float((train(*g).argmax(1) == np.arange(len(rows))).mean()))
+    q = lab.queries
+    classes = reco.average_prompts(q.prompts, len(tasks.TEMPLATES))
+    entities = tasks.field(q.pairs, "concept").tolist()
+    right = vote_scores(lab, lab.full(), q.pairs.images, classes, entities, None)(*best).argmax(1) == np.arange(
+        len(entities)
+    )
+    unseen, known = (100 * float(right[q.roles == role].mean()) for role in ("unseen", "known"))
+    return {"unseen": unseen, "known": known, "harmonic": reco.harmonic_mean(unseen, known)}
+
+
+# --- 2: search and fusion modes --------------------------------------------------------------------------------------
+def modes(lab: Lab, store: Store, seed: int) -> None:
+    """What is searched and what is fused, for the mean and for ours."""
+    for search, fuse in product(("uni-modal", "cross-modal"), ("partner", "same", "both")):
+        for method in ("mean", "gated") if seed == 0 else ("mean",):  # half a minute each: one seed of ours
+            given: dict[str, Any] = {"method": method, "search": search, "fuse": fuse}
+            name = f"{search} search, {fuse} ({method})"
+            config = short(reco.FusionConfig(dim=lab.clip.dim, layers=0, k=10, **given), seed)
+            store.add("modes", name, seed, after(lab, f"{search}-{fuse}-{method}", seed, config))
+
+
+def short(shape: reco.FusionConfig, seed: int, **options: Any) -> reco.TrainingConfig:
+    """Half the quickstart's epochs of ours, for ablations; the same for all that are compared."""
+    given: dict[str, Any] = {"loss": (1, 0, 0), "logit_scale": 40.0, "epochs": 20, "batch_size": 256}
+    return reco.TrainingConfig(fusion=shape, seed=seed, **(given | options))
+
+
+# --- 3: k, layers, loss terms, memory size ---------------------------------------------------------------------------
+def neighbors(lab: Lab, store: Store, seed: int) -> None:
+    """How many are looked up."""
+    for k, name in product((1, 2, 5, 10, 20, 30, 50), ("mean", "reco")):
+        store.add("k", name, seed, on(lab, name, seed, lab.full, k), k)
+
+
+def size(lab: Lab, store: Store, seed: int) -> None:
+    """How much there is to look up, and ours trained with a tenth of it."""
+    order = np.random.default_rng(seed).permutation(len(lab.pairs))
+    for share, name in product((0.01, 0.03, 0.1, 0.3, 1.0), ("mean", "reco")):
+        rows = np.sort(order[: int(share * len(order))])
+        store.add("size", name, seed, on(lab, name, seed, partial(lab.rows, f"share-{share}-{seed}", rows)), share)
+    few = np.isin(np.arange(len(order)), order[: len(order) // 10])
+    measured = partial(after_a_tenth, lab, seed, few)
+    store.add("size", "reco, trained with a tenth", seed, measured, 1.0)
+
+
+def after_a_tenth(lab: Lab, seed: int, few: npt.NDArray[Any]) -> dict[str, float]:
+    """Ours on the whole memory."""
+    return lab.measure(tenth(lab, seed, few), lab.full(), K)
+
+
+def ablations(lab: Lab, store: Store, seed: int) -> None:
+    """One thing of ours changed at a time."""
+    measure_variants(lab, store, seed, variants(lab))
+
+
+def layers(lab: Lab, store: Store, seed: int) -> None:
+    """Encoder layers, and what the paper leaves open of its own; minutes each, one seed."""
+    if seed == 0:
+        measure_variants(lab, store, seed, layer_variants(lab))
+
+
+def measure_variants(
+    lab: Lab, store: Store, seed: int, changes: Iterator[tuple[str, dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Ours with half its epochs and k = 10, but for what is changed."""
+    for variant, shape, options in changes:
+        config = short(reco.FusionConfig(**({"dim": lab.clip.dim, "layers": 0, "k": 10} | shape)), seed, **options)
+        name = "ablation-" + variant.replace(" ", "-").replace(",", "")
+        store.add("ablation", variant, seed, after(lab, name, seed, config))
+
+
+def tenth(lab: Lab, seed: int, part: npt.NDArray[Any]) -> reco.Fusion:
+    """Ours, on all training pairs, with a tenth of the memory to look up."""
+    path = lab.work / "fusions" / f"tenth-{seed}.safetensors"
+    if not path.exists():
+        pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
+        store = lab.memory(f"tenth-{seed}", lab.pairs.select(lab.seen & part))
+        train_on(pairs, store, configs(lab.clip, seed)["reco"], concepts=numbers(pairs), progress=False).save(path)
+    return reco.Fusion.load(path)
+
+
+def variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, what is changed of the fusion, what is changed of the training."""
+    yield "ours", {}, {}
+    yield "clean training", {}, CLEAN
+    yield "loss 1 1 1", {}, {"loss": (1, 1, 1)}
+    yield "loss 0 1 1", {}, {"loss": (0, 1, 1)}
+    yield "temperature of CLIP", {}, {"logit_scale": lab.clip.logit_scale}
+    yield "temperature learned", {}, {"learn_scale": True}
+    yield "shared weights", {"shared": True}, {}
+    yield "image side alone", {"sides": "image"}, {}
+    yield "text side alone", {"sides": "text"}, {}
+
+
+def layer_variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """As variants()."""
+    for count in (1, 2, 4):
+        yield f"layers {count}", {"layers": count}, {}
+    paper = {"method": "transformer", "layers": 1}
+    steps = {"loss": (1, 1, 1), "logit_scale": lab.clip.logit_scale, "batch_size": 1024, "epochs": 24} | CLEAN
+    yield "the paper's, no positions", paper | {"positions": False}, steps
+    yield "the paper's, with similarities", paper | {"similarity": True}, steps
+    yield "the paper's, with outer residual", paper | {"residual": True}, steps
+
+
+# --- 4: capacity without a memory ------------------------------------------------------------------------------------
+def capacity(lab: Lab, store: Store, seed: int) -> None:
+    """As many weights, the same pairs, no memory."""
+    for name in HEADS:
+
+        def measured(name: str = name) -> dict[str, float]:
+            pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
+            images, texts = train_head(name, pairs.images, pairs.texts, numbers(pairs), lab.clip.logit_scale, seed)
+            return summary(System(name, images, texts), lab.queries)
+
+        store.add("capacity", name, seed, measured)
+
+
+# --- 5: noise --------------------------------------------------------------------------------------------------------
+def noise(lab: Lab, store: Store, seed: int) -> None:
+    """Wrong captions, and relevant pairs that are missing."""
+    for share, name in product((0.0, 0.1, 0.3, 0.5, 0.7, 1.0), TRAINED):
+        store.add("wrong", name, seed, on(lab, name, seed, partial(lab.wrong, share, seed)), share)
+    concepts, keys = tasks.field(lab.pairs, "concept"), np.array(lab.pairs.keys)
+    entities = tasks.field(lab.queries.pairs, "concept")
+    draws = np.random.default_rng(seed).random(len(keys))
+    for share in (0.3, 0.6, 1.0):
+        gone = [keys[(concepts == entity) & (draws < share)].tolist() for entity in entities]
+        for name in TRAINED:
+            store.add("missing", name, seed, on(lab, name, seed, lab.full, exclude=gone.__getitem__), share)
+
+
+# --- 6: other memories -----------------------------------------------------------------------------------------------
+def swap(lab: Lab, store: Store, seed: int) -> None:
+    """Icon sets that training never saw, and a memory of photographs."""
+    others = ~np.isin(tasks.field(lab.pairs, "set"), LEFT_OUT)
+    for name, config in configs(lab.clip, seed).items():
+        title = f"{name}, trained without {len(LEFT_OUT)} icon sets"
+        store.add("swap", title, seed, after(lab, f"left-out-{name}", seed, config, neighbors_of(name), others))
+    found = cached_photographs(lab)
+    if found is None:
+        return
+    for name in TRAINED:
+        memory = partial(lab.memory, "photographs", found)
+        store.add("swap", f"{name}, memory of photographs", seed, on(lab, name, seed, memory))
+
+
+def cached_photographs(lab: Lab) -> Embeddings | None:
+    """The photographs, embedded; None where the package cannot be fetched."""
+    folder = lab.work / "embeddings" / "photographs"
+    if (folder / "words.json").exists():
+        return cached(folder, lambda: lab.pairs)
+    samples = photographs(lab.work / "photographs")
+    if samples is None:
+        click.echo("swap: tuxpaint-stamps-default cannot be fetched; no photographs")
+        return None
+    from reco.embedding import embed
+
+    return cached(folder, lambda: embed(lab.clip, samples, progress=False))
+
+
+# --- 8: cost ---------------------------------------------------------------------------------------------------------
+def cost(lab: Lab, store: Store, seed: int) -> None:
+    """Time a query, and bytes a pair, by k and memory size; one seed."""
+    if seed > 0:
+        return
+    queries = lab.queries.pairs.images[:512]
+    fusion = lab.trained("reco", 0)
+    for size in (1_000, 13_000, 130_000):
+        part = lab.memory(f"cost-{size}", grown(lab.pairs, size))
+        info = part.info()
+        for k in (1, 10, 30, 50):
+            store.add("cost", f"{size} pairs", 0, partial(timed, lab, part, fusion, queries, k, info), k)
+
+
+def grown(pairs: Embeddings, size: int) -> Embeddings:
+    """As many pairs as asked for: these, then noisy copies of them."""
+    random = np.random.default_rng(0)
+    rows = np.arange(size) % len(pairs)
+    many = pairs.select(rows)
+    noise = random.normal(scale=0.02, size=many.images.shape).astype(np.float32)
+    return Embeddings(many.images + noise, many.texts, [f"{i}" for i in range(size)], many.captions, many.metadata)
+
+
+def timed(
+    lab: Lab, memory: reco.Memory, fusion: reco.Fusion, queries: Floats, k: int, info: dict[str, Any]
+) -> dict[str, Any]:
+    """Milliseconds a query in batches of 512, the best of three runs: search, fusion, and one query alone."""
+
+    def best(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            work()
+            times.append(1000 * (time.perf_counter() - started))
+        return min(times)
+
+    found = memory.search(queries, k=k)
+    model = reco.Model(lab.clip, memory, fusion, k=k)
+    return {
+        "search_ms": best(lambda: memory.search(queries, k=k, partners=False)) / len(queries),
+        "fuse_ms": best(lambda: fusion.fuse("image", queries, found.scores, found.partners)) / len(queries),
+        "refine_ms": best(lambda: model.refine_images(queries)) / len(queries),
+        "refine_one_ms": best(lambda: model.refine_images(queries[:1])),
+        "bytes_a_pair": float(info["bytes"]) / len(memory),
+        "bytes_read_a_query": float(2 * lab.clip.dim * (len(memory) + k)),
+    }
+
+
+# --- 10: calibration -------------------------------------------------------------------------------------------------
+def calibration(lab: Lab, store: Store, seed: int) -> None:
+    """Image queries by confidence, over memories with no, some and all captions wrong: is one of the partners true?"""
+    store.add("calibration", "reco", seed, lambda: calibrated(lab, seed))
+
+
+def calibrated(lab: Lab, seed: int) -> dict[str, Any]:
+    """Ten bins of confidence: how often a partner is true, accuracy of CLIP and of reco."""
+    q, fusion = lab.queries, lab.trained("reco", seed)
+    plain = reco.average_prompts(q.prompts, len(tasks.TEMPLATES))
+    clip_right = (q.pairs.images @ plain.T).argmax(1) == np.arange(len(plain))
+    parts: list[npt.NDArray[Any]] = []
+    for share in (0.0, 0.3, 0.5, 0.7, 1.0):
+        memory = lab.wrong(share, seed)
+        model = reco.Model(lab.clip, memory, fusion, k=K)
+        texts = reco.average_prompts(model.refine_texts(q.prompts), len(tasks.TEMPLATES))
+        right = (model.refine_images(q.pairs.images) @ texts.T).argmax(1) == np.arange(len(texts))
+        found = memory.search(q.pairs.images, k=K)
+        confidence = fusion.fuse("image", q.pairs.images, found.scores, found.partners)["confidence"][:, 0]
+        moved = moved_captions(len(lab.pairs), share, seed)
+        true = (moved == np.arange(len(moved)))[found.rows].any(1)
+        parts.append(np.stack([confidence, true, clip_right, right], 1))
+    every = np.concatenate(parts)
+    bins = np.minimum((10 * every[:, 0]).astype(int), 9)
+    table = [
+        [float(x) for x in every[bins == b].mean(0)] + [int((bins == b).sum())] for b in range(10) if (bins == b).any()
+    ]
+    error = sum(abs(c - t) * n for c, t, _, _, n in table) / len(every)
+    return {"expected_calibration_error": 100 * error, "bins": table}
+
+
+EXPERIMENTS: dict[str, Callable[[Lab, Store, int], None]] = {
+    "main": main_table,
+    "noise": noise,
+    "calibration": calibration,
+    "k": neighbors,
+    "cost": cost,
+    "capacity": capacity,
+    "size": size,
+    "modes": modes,
+    "swap": swap,
+    "ablations": ablations,
+    "layers": layers,
+}
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "experiments", help="Where results go.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/experiments"), help="Scratch, kept.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(list(EXPERIMENTS)), help="These experiments alone.")
+@click.option("--model", type=click.Path(path_type=Path), default=CLIP, help="CLIP folder.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Folder of the shards.")
+def main(out: Path, work: Path, seeds: int, only: Sequence[str], model: Path, data: Path) -> None:
+    """Run what is not in OUT/results.json yet, then write tables and figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(out / "results.json")
+    lab = Lab.load(work, reco.Clip.load(model), data)
+    for name, seed in product(only or EXPERIMENTS, range(seeds)):
+        EXPERIMENTS[name](lab, store, seed)
+        write_all(store.rows, out)
+    click.echo(f"{len(store.rows)} rows in {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables (Markdown, CSV) and figures of the experiments' results."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from reco.plotting import COLORS
+
+FIGURES = ("unseen", "known", "harmonic", "generic", "text_to_image")
+TITLES = {
+    "main": "Main table: all entities are candidates",
+    "modes": "What is searched and what is fused",
+    "k": "Neighbours a query, at inference",
+    "ablation": "One thing changed: ours with half its epochs, k = 10 and no layer, unless said otherwise",
+    "size": "Share of the memory that is there",
+    "capacity": "As many weights as the paper's layer, and no memory",
+    "wrong": "Share of captions that are wrong",
+    "missing": "Share of a query's own concept that is missing from the memory",
+    "swap": "Memories that training did not see",
+    "cost": "Cost, by memory size and k (two threads, exact search)",
+}
+CURVES = {
+    "wrong": "share of captions that are wrong",
+    "missing": "share of relevant pairs missing",
+    "k": "neighbours",
+    "size": "share of memory",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: figures in percent, or times."""
+
+    experiment: str
+    variant: str
+    seed: int
+    x: float | None
+    metrics: dict[str, Any]
+    commit: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+Key = tuple[str, float | None]
+
+
+def grouped(rows: Sequence[Row], experiment: str) -> dict[Key, list[Row]]:
+    """Rows of one experiment by variant and x, seeds together, in order of appearance."""
+    out: dict[Key, list[Row]] = {}
+    for row in rows:
+        if row.experiment == experiment:
+            out.setdefault((row.variant, row.x), []).append(row)
+    return dict(sorted(out.items(), key=lambda item: -1.0 if item[0][1] is None else item[0][1]))
+
+
+def cell(rows: Sequence[Row], metric: str) -> str:
+    """Mean ± standard deviation over the seeds."""
+    values = [row.metrics[metric] for row in rows if metric in row.metrics]
+    if not values:
+        return "–"
+    text = f"{np.mean(values):.1f}" if np.mean(values) >= 1 or not np.mean(values) else f"{np.mean(values):.3f}"
+    return f"{text} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else text
+
+
+def table(rows: Sequence[Row], experiment: str) -> list[str]:
+    """One experiment as a Markdown table."""
+    groups = grouped(rows, experiment)
+    metrics = [m for m in next(iter(groups.values()))[0].metrics] if experiment == "cost" else list(FIGURES)
+    with_x = any(x is not None for _, x in groups)
+    head = ["", *(["at"] if with_x else []), *(m.replace("_", " ") for m in metrics), "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (variant, x), group in groups.items():
+        cells = [variant, *([f"{x:g}" if x is not None else ""] if with_x else [])]
+        cells += [cell(group, m) for m in metrics] + [str(len(group))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def calibration_table(rows: Sequence[Row]) -> list[str]:
+    """Confidence against truth, the seeds' mean of each bin."""
+    bins: dict[int, list[list[float]]] = {}
+    for row in rows:
+        for entry in row.metrics["bins"]:
+            bins.setdefault(min(int(10 * entry[0]), 9), []).append(entry)
+    lines = ["| confidence | a partner is true | CLIP right | reco right | queries |", "|---|---|---|---|---|"]
+    for place in sorted(bins):
+        count = np.array([e[4] for e in bins[place]])
+        mean = (np.array([e[:4] for e in bins[place]]) * count[:, None]).sum(0) / count.sum()
+        lines.append(
+            "| " + " | ".join([f"{mean[0]:.2f}", *(f"{100 * v:.1f}" for v in mean[1:]), f"{count.mean():.0f}"]) + " |"
+        )
+    error = np.mean([row.metrics["expected_calibration_error"] for row in rows])
+    return [*lines, "", f"Expected calibration error {error:.1f} %."]
+
+
+def kept(rows: Sequence[Row]) -> list[str]:
+    """How much of its gain over CLIP each fusion keeps at 30 % wrong captions, in the harmonic mean."""
+    clip = [row.metrics["harmonic"] for row in rows if row.experiment == "main" and row.variant == "clip"]
+    lines = []
+    for name in ("mean", "reco-paper", "reco"):
+        at = {x: group for (v, x), group in grouped(rows, "wrong").items() if v == name}
+        if clip and 0.0 in at and 0.3 in at:
+            clean, wrong = (np.mean([r.metrics["harmonic"] for r in at[x]]) for x in (0.0, 0.3))
+            lines.append(f"- {name}: {100 * (wrong - clip[0]) / (clean - clip[0]):.0f} %")
+    return ["Kept of the gain in the harmonic mean at 0.3:", "", *lines, ""] if lines else []
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All tables."""
+    commits = ", ".join(dict.fromkeys(row.commit for row in rows))
+    lines = [
+        "# Experiments on the icons world",
+        "",
+        "`python examples/icons/experiments.py` makes this file. Accuracy in",
+    ]
+    lines[-1] += f" %, mean ± standard deviation over the seeds. Measured with commit {commits}."
+    for name, title in TITLES.items():
+        if any(row.experiment == name for row in rows):
+            lines += ["", f"## {title}", "", *table(rows, name)]
+            lines += ["", *kept(rows)] if name == "wrong" else []
+            lines += ["", f"![{title}]({name}.png)"] if name in CURVES else []
+    calibrated = [row for row in rows if row.experiment == "calibration"]
+    if calibrated:
+        lines += ["", "## Does the confidence know when the memory is wrong?", "", *calibration_table(calibrated)]
+    return "\n".join(lines) + "\n"
+
+
+def curve(rows: Sequence[Row], experiment: str, label: str, path: Path) -> None:
+    """Unseen, known and harmonic mean against x, one line a fusion."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes: Any = figure.subplots(1, 3)
+    groups = grouped(rows, experiment)
+    clip = [row for row in rows if row.experiment == "main" and row.variant == "clip"]
+    for place, metric in zip(axes, ("unseen", "known", "harmonic"), strict=True):
+        for i, name in enumerate(dict.fromkeys(variant for variant, _ in groups)):
+            points = [
+                (x, [r.metrics[metric] for r in g]) for (v, x), g in groups.items() if v == name and x is not None
+            ]
+            spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for _, v in points]
+            color = COLORS[(i + 1) % len(COLORS)]
+            place.errorbar(
+                [x for x, _ in points],
+                [np.mean(v) for _, v in points],
+                spread,
+                label=name,
+                color=color,
+                marker="o",
+                ms=3,
+            )
+        if clip:
+            place.axhline(clip[0].metrics[metric], color=COLORS[0], ls="--", label="clip")
+        place.set_xlabel(label)
+        place.set_title(metric)
+        place.spines[["top", "right"]].set_visible(False)
+        if experiment == "size":
+            place.set_xscale("log")
+    axes[0].set_ylabel("accuracy, %")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Every number on a line of its own."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["experiment", "variant", "x", "seed", "metric", "value", "commit"])
+        for row in rows:
+            for metric, value in row.metrics.items():
+                if isinstance(value, int | float):
+                    writer.writerow([row.experiment, row.variant, row.x, row.seed, metric, round(value, 4), row.commit])
+
+
+def write_all(rows: Sequence[Row], out: Path) -> None:
+    """results.md, results.csv and the figures."""
+    mpl.rcParams["font.size"] = 9
+    (out / "results.md").write_text(markdown(rows), "utf-8")
+    write_csv(rows, out / "results.csv")
+
+    for name, label in CURVES.items():
+        if any(row.experiment == name for row in rows):
+            curve(rows, name, label, out / f"{name}.png")

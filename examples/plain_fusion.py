@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fusion file without reco, in plain PyTorch: refine(*load("fusion.safetensors"), "image", q, p, s)."""
+
+import json
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Weights = dict[str, Tensor]
+
+
+def load(path: str) -> tuple[dict[str, Any], Weights]:
+    """The config and the weights by name."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def mlp(w: Weights, name: str, x: Tensor) -> Tensor:
+    hidden = F.gelu(F.linear(x, w[f"{name}.linear1.weight"], w[f"{name}.linear1.bias"]))
+    return F.linear(hidden, w[f"{name}.linear2.weight"], w[f"{name}.linear2.bias"])[..., 0]
+
+
+def encode(c: dict[str, Any], w: Weights, q: Tensor, p: Tensor, s: Tensor, scale: float) -> Tensor:
+    x = torch.cat([q[:, None], p + s[..., None] * w.get("similarity", torch.zeros(1))], 1) * scale
+    x = x + w["positions"][: x.shape[1]] if "positions" in w else x
+    for i in range(c["layers"]):
+        hidden = round(c["dim"] * c["mlp_ratio"])
+        layer = nn.TransformerEncoderLayer(c["dim"], c["heads"], hidden, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer.load_state_dict({n.split(".", 2)[2]: v for n, v in w.items() if n.startswith(f"layers.{i}.")})
+        x = layer.eval()(x)
+    return x[:, 0]
+
+
+def gate(w: Weights, q: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    others = ~torch.eye(s.shape[1], dtype=torch.bool)
+    cosines = p @ p.transpose(1, 2)
+    plain = torch.softmax(s * w["sharpness"], 1)[:, None] * others
+    agree = (plain * cosines).sum(2) / plain.sum(2).clamp_min(1e-6)
+    best = cosines.masked_fill(~others, -2).amax(2) if s.shape[1] > 1 else torch.zeros_like(s)
+    own = torch.einsum("nkd,nd->nk", p, q)
+    neighbor = torch.stack([s, s - s.amax(1, True), own, agree, best], 2)
+    count = torch.full((len(s),), float(s.shape[1])).log()
+    query = [s.amax(1), s.mean(1), s.var(1, correction=0).clamp_min(1e-12).sqrt(), agree.mean(1)]
+    query += [best.mean(1), best.amax(1), own.mean(1), own.amax(1), count]
+    x = (neighbor - w["neighbor.mean"]) / w["neighbor.std"]
+    confidence = mlp(w, "confidence", (torch.stack(query, 1) - w["query.mean"]) / w["query.std"]).sigmoid()
+    logits = s * w["sharpness"] + F.logsigmoid(mlp(w, "trust", x)) + mlp(w, "relevance", x)
+    return torch.softmax(logits, 1), confidence[:, None]
+
+
+def refine(c: dict[str, Any], weights: Weights, side: str, q: Tensor, p: Tensor, s: Tensor) -> Tensor:
+    """Queries [n, dim] with partners [n, k, dim] and similarities [n, k], none of them missing: [n, dim] unit rows."""
+    prefix = "shared." if c["shared"] else f"{side}."
+    w = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if c["sides"] not in ("both", side):
+        return q
+    root = c["dim"] ** 0.5
+    if c["method"] == "transformer":
+        result = F.layer_norm(encode(c, w, q, p, s, 1.0), (c["dim"],), w["norm.weight"], w["norm.bias"])
+        return F.normalize(q + result / root if c["residual"] else result, dim=-1)
+    attention, confidence = torch.softmax(s * w["sharpness"], 1), torch.ones(len(q), 1)
+    if c["method"] == "gated":
+        attention, confidence = gate(w, q, p, s)
+    change = w["weight"] * torch.einsum("nk,nkd->nd", attention, p)
+    if c["method"] == "gated" and c["layers"]:
+        change = change + encode(c, w, q, p, s, root) / root - q
+    return F.normalize(q + confidence**4 * change, dim=-1)

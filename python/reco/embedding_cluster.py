@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedding a collection on the workers of a Dask cluster. Needs `pip install reco-clip[dask]`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from reco._core import Clip, Error, set_threads
+from reco.embedding_folder import Summary, begun_parts, embed_to_folder
+
+__all__ = ["embed_on_dask"]
+
+_TAG = "[embedding_cluster.embed_on_dask]"
+_PARTS_A_WORKER = 4  # few enough to read a collection's index seldom, enough for all workers to end together
+
+# Of a worker process: one model, one part at a time.
+_worker = threading.Lock()
+_models: dict[Any, Clip] = {}
+
+
+def _model(path: str, options: dict[str, Any]) -> Clip:
+    key = (path, *sorted(options.items()))
+    if key not in _models:
+        _models.clear()
+        _models[key] = Clip.load(path, **options)
+    return _models[key]
+
+
+def embed_part(
+    model: str,
+    model_options: dict[str, Any],
+    sources: list[str],
+    out: str,
+    part: tuple[int, int],
+    threads: int | None,
+    options: dict[str, Any],
+) -> Summary:
+    """What a worker does: one part of the collection, gone on with where a lost worker left it."""
+    with _worker:
+        if threads:
+            set_threads(threads)
+        return embed_to_folder(_model(model, model_options), sources, out, shard=part, progress=False, **options)
+
+
+def embed_on_dask(
+    scheduler: Any,
+    model: str | Path,
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    parts: int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int = 64,
+    shard_size: int = 10_000,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    progress: bool = True,
+) -> Summary:
+    """embed_to_folder() on a cluster: each part of the collection is a task of a worker.
+
+    Model, sources and `out` must have the same paths on every worker: a shared file system. A worker holds one model
+    and does one part at a time. When a worker is lost, another goes on with its part behind the last finished shard;
+    what is finished is never done again. Interrupted, the same call goes on.
+
+    Parameters
+    ----------
+    scheduler : str or distributed.Client
+        Address of the scheduler, such as "tcp://10.0.0.1:8786".
+    model : path
+    sources : path or list of paths
+    out : path
+        As in embed_to_folder; the same folder that `reco embed --shard i/n` processes would fill.
+    parts : int, optional
+        Tasks to make. As many as were begun with where `out` is there, else four a worker.
+    threads : int, optional
+        Of a worker; all cores that it sees by default.
+    device, dtype, batch_size
+        As in Clip.load.
+    shard_size, image_column, caption_column, progress
+        As in embed_to_folder.
+
+    Returns
+    -------
+    Summary
+        Of all parts together.
+
+    Raises
+    ------
+    Error
+        When no scheduler answers, it has no workers, or a part fails as embed_to_folder would.
+    """
+    try:
+        from distributed import as_completed
+    except ImportError:
+        raise Error(f"{_TAG} distributed is not installed: pip install reco-clip[dask]") from None
+    paths = [sources] if isinstance(sources, str | Path) else list(sources)
+    fixed = (
+        str(Path(model).resolve()),
+        {"device": device, "dtype": dtype, "batch_size": batch_size},
+        [str(Path(path).resolve()) for path in paths],
+        str(Path(out).resolve()),
+    )
+    options = {"shard_size": shard_size, "image_column": image_column, "caption_column": caption_column}
+    with _connect(scheduler) as client:
+        count = parts or begun_parts(out) or _PARTS_A_WORKER * _workers(client)
+        futures = [
+            client.submit(embed_part, *fixed, (i, count), threads, options, pure=False, retries=2)
+            for i in range(1, count + 1)
+        ]
+        done: list[Summary] = []
+        bar = tqdm(total=count, unit=" parts", desc="embed", disable=None if progress else True)
+        try:
+            with bar:
+                for _, summary in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
+                    done.append(summary)
+                    bar.set_postfix(rows=sum(part.rows for part in done))
+                    bar.update()
+        finally:
+            client.cancel(futures)
+    return Summary(
+        sum(part.shards for part in done),
+        sum(part.samples for part in done),
+        sum(part.rows for part in done),
+        sum(part.errors for part in done),
+        all(part.finished for part in done),
+    )
+
+
+def _connect(scheduler: Any) -> Any:
+    """A client, closed in the end if it is ours."""
+    import contextlib
+
+    from distributed import Client
+
+    if isinstance(scheduler, Client):
+        return contextlib.nullcontext(scheduler)
+    try:
+        return Client(scheduler, timeout=20)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise Error(f"{_TAG} no Dask scheduler answers at {scheduler}: {error}") from None
+
+
+def _workers(client: Any) -> int:
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    if not workers:
+        raise Error(f"{_TAG} the scheduler has no workers")
+    return workers

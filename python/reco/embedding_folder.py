@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeddings on disk in clip-retrieval's layout, for collections of any size.
+
+    img_emb/img_emb_00000.npy       float16 [rows, dim], unit rows
+    text_emb/text_emb_00000.npy     the same rows' captions
+    metadata/metadata_00000.parquet key, image_path, caption, and what else the collection says
+    errors/errors_00000.jsonl       the samples that could not be read, if any: key, path, error
+    state/1-of-1.json               how far the process got that writes the part 1 of 1
+
+Process i of n writes the shards i - 1, i - 1 + n, ...: together they fill one folder. Numbers have five digits so that
+tools which sort file names, as clip-retrieval and autofaiss do, meet the shards in order. A shard without rows is not
+written: those tools pair embeddings and metadata by order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reco._core import Clip, Error
+from reco.datasets import Collection, Fault, Sample
+from reco.datasets.collection import Position
+from reco.datasets.sources import clean
+from reco.embedding import Embeddings, concatenate, embed_batch, prefetch
+
+__all__ = ["Summary", "embed_to_folder", "folder_shards", "numbered_shards", "read_folder", "write_shard"]
+
+_TAG = "[embedding_folder.embed_to_folder]"
+_SIDES = ("img_emb", "text_emb")
+_BATCH = 1024  # samples
+_BATCH_BYTES = 1 << 26  # of encoded images: what memory holds is twice this
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for work to be gone on with."""
+
+    model: str  # fingerprint
+    dtype: str
+    source: str | None  # fingerprint
+    shard_size: int
+    processes: int
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How far a process got.
+
+    Attributes
+    ----------
+    shards, samples, rows, errors : int
+        Shards finished; samples read, of which `rows` are embedded and `errors` could not be read.
+    finished : bool
+        The process's part of the collection is done.
+    """
+
+    shards: int = 0
+    samples: int = 0
+    rows: int = 0
+    errors: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class _State:
+    identity: Identity
+    summary: Summary
+    position: Position = (0, 0)
+    last_key: str = ""
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """All or nothing, and on disk when it returns."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".tmp")
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Error(f"{_TAG} cannot write {path}: {error.strerror}") from error
+
+
+def _array_file(rows: Any) -> memoryview:
+    buffer = io.BytesIO()
+    np.save(buffer, rows.astype(np.float16))
+    return buffer.getbuffer()
+
+
+def _column(values: list[Any]) -> Any:
+    """A typed column where all values have one type, else text; what is nested becomes JSON."""
+    import pyarrow as pa
+
+    flat = [clean(v) if isinstance(v, str) else v for v in values]
+    kinds = {type(value) for value in flat if value is not None}
+    if kinds <= {int, float} and kinds:
+        with contextlib.suppress(pa.ArrowInvalid, OverflowError):
+            return pa.array(flat, pa.float64() if float in kinds else pa.int64())
+    if kinds == {bool}:
+        return pa.array(flat, pa.bool_())
+    return pa.array([v if v is None or isinstance(v, str) else _as_json(v) for v in flat], pa.string())
+
+
+def _as_json(value: Any) -> str:
+    return clean(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _metadata_file(pairs: Embeddings) -> memoryview:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {
+        "key": pairs.keys,
+        "image_path": [str(entry.get("image_path", "")) for entry in pairs.metadata],
+        "caption": pairs.captions,
+    }
+    rest = dict.fromkeys(name for entry in pairs.metadata for name in entry if name not in columns)
+    columns |= {name: [entry.get(name) for entry in pairs.metadata] for name in rest}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({clean(name): _column(values) for name, values in columns.items()}), buffer)
+    return buffer.getbuffer()
+
+
+def write_shard(folder: Path, number: int, pairs: Embeddings | None, faults: Sequence[Fault] = ()) -> None:
+    """Write the files of one shard, durably."""
+    if pairs:
+        _write(folder / f"img_emb/img_emb_{number:05}.npy", _array_file(pairs.images))
+        _write(folder / f"text_emb/text_emb_{number:05}.npy", _array_file(pairs.texts))
+        _write(folder / f"metadata/metadata_{number:05}.parquet", _metadata_file(pairs))
+    if faults:
+        lines = "".join(json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in faults)
+        _write(folder / f"errors/errors_{number:05}.jsonl", lines.encode("utf-8", "backslashreplace"))
+
+
+def _save(file: Path, state: _State) -> None:
+    _write(file, json.dumps(asdict(state), indent=1).encode())
+
+
+def _load(file: Path) -> _State:
+    try:
+        state = json.loads(file.read_bytes())
+        identity, summary = Identity(**state["identity"]), Summary(**state["summary"])
+        return _State(identity, summary, (int(state["position"][0]), int(state["position"][1])), str(state["last_key"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise Error(f"{_TAG} the state in {file} is damaged: {error}") from error
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+@dataclass
+class _Batch:
+    """Samples and faults that follow each other, within one shard."""
+
+    items: list[tuple[Position, Sample | Fault]]
+    ends_shard: bool
+
+
+def _batches(items: Iterable[tuple[Position, Sample | Fault]], shard_size: int) -> Iterator[_Batch]:
+    batch, size = _Batch([], False), 0
+    for count, (position, item) in enumerate(items, 1):
+        batch.items.append((position, item))
+        size += len(item.image) if isinstance(item, Sample) and isinstance(item.image, bytes) else 0
+        batch.ends_shard = count % shard_size == 0
+        if batch.ends_shard or len(batch.items) == _BATCH or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = _Batch([], False), 0
+    if batch.items:
+        yield batch
+
+
+class _Shard:
+    """What is embedded but not written yet."""
+
+    def __init__(self) -> None:
+        self.parts: list[Embeddings] = []
+        self.faults: list[Fault] = []
+        self.samples = 0
+
+    def add(self, clip: Clip, batch: _Batch, bar: Any) -> None:
+        samples = [item for _, item in batch.items if isinstance(item, Sample)]
+        pairs, faults = embed_batch(clip, samples, bar.update)
+        self.parts += [replace(pairs, images=pairs.images.astype(np.float16), texts=pairs.texts.astype(np.float16))]
+        unread = [item for _, item in batch.items if isinstance(item, Fault)]
+        bar.update(len(unread))
+        self.faults += unread + faults
+        self.samples += len(batch.items)
+
+    def pairs(self) -> Embeddings | None:
+        parts = [part for part in self.parts if len(part)]
+        return concatenate(parts) if parts else None
+
+
+class _Job:
+    """One process's part of the work in a folder."""
+
+    def __init__(self, folder: Path, shard: tuple[int, int], identity: Identity) -> None:
+        self.folder, self.shard = folder, shard
+        self.file = folder / f"state/{shard[0]}-of-{shard[1]}.json"
+        self.state = _State(identity, Summary())
+        self._check(identity)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self.file.with_suffix(".lock").open("w")
+        except OSError as error:
+            raise Error(f"{_TAG} cannot write to {folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise Error(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
+        if self.file.is_file():
+            self.state = _load(self.file)
+        else:
+            _save(self.file, self.state)
+
+    def _check(self, identity: Identity) -> None:
+        """Refuse a folder that was begun with something else."""
+        states = sorted(self.folder.glob("state/*.json"))
+        if not states and self.folder.exists() and any(p.name != "state" for p in self.folder.iterdir()):
+            raise Error(f"{_TAG} expected a new folder or one that was begun here, found other files in {self.folder}")
+        for file in states:
+            before, now = asdict(_load(file).identity), asdict(identity)
+            for name, value in now.items():
+                if before[name] != value:
+                    raise Error(f"{_TAG} expected {name} {before[name]}, with which {file} was begun, found {value}")
+
+    def check_key(self, key: str) -> None:
+        """Refuse to go on in a collection that changed."""
+        if key != self.state.last_key:
+            raise Error(
+                f"{_TAG} expected {self.state.last_key} to be the last sample before the next shard, found {key}: the "
+                f"collection changed since {self.file} was written"
+            )
+
+    def commit(self, shard: _Shard, position: Position, last_key: str) -> None:
+        """Write the shard; from here on it counts."""
+        done, pairs = self.state.summary, shard.pairs()
+        write_shard(self.folder, done.shards * self.shard[1] + self.shard[0] - 1, pairs, shard.faults)
+        summary = Summary(
+            done.shards + 1,
+            done.samples + shard.samples,
+            done.rows + (len(pairs) if pairs else 0),
+            done.errors + len(shard.faults),
+        )
+        self.state = _State(self.state.identity, summary, position, last_key)
+        _save(self.file, self.state)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+        self.state = replace(self.state, summary=replace(self.state.summary, finished=True))
+        _save(self.file, self.state)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def _remaining(collection: Collection, job: _Job) -> Iterator[tuple[Position, Sample | Fault]]:
+    """The items that no finished shard has. The one before them is read again, to see that it is still there."""
+    if not job.state.summary.samples:
+        return collection.read()
+    source, number = job.state.position
+    items = collection.read((source, number - 1))
+    _, last = next(items, (None, None))
+    job.check_key(last.key if last else "nothing")
+    return items
+
+
+def _run(clip: Clip, collection: Collection, job: _Job, bar: Any) -> None:
+    shard = _Shard()
+    position, key = job.state.position, job.state.last_key
+    batches = prefetch(_batches(_remaining(collection, job), job.state.identity.shard_size))
+    with contextlib.closing(batches):
+        for batch in batches:
+            shard.add(clip, batch, bar)
+            bar.total = collection.total()
+            position, key = batch.items[-1][0], batch.items[-1][1].key
+            if batch.ends_shard:
+                job.commit(shard, position, key)
+                shard = _Shard()
+    if shard.samples:
+        job.commit(shard, position, key)
+    job.finish()
+
+
+def embed_to_folder(
+    clip: Clip,
+    sources: str | Path | Iterable[str | Path] | Iterable[Sample],
+    out: str | Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    shard_size: int = 10_000,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Encode a collection of any size into a folder that clip-retrieval, autofaiss and Memory read.
+
+    Interrupted at any moment, the same call goes on behind the last finished shard and ends with the same bytes, given
+    the same batch size and number of threads. What cannot be read is left out and listed under errors/. While one
+    batch is encoded the next is read; memory holds two batches and one shard's embeddings, however much there is.
+
+    Parameters
+    ----------
+    clip : Clip
+    sources : path, list of paths, or iterable of Sample
+        See Collection. An iterable must give the same samples again where a call is to be gone on with.
+    out : path
+        A new folder, or one in which the same work was begun.
+    shard : (i, n)
+        Do the i-th of n parts, 1 <= i <= n; all n share the folder.
+    shard_size : int
+        Samples of an output shard.
+    image_column, caption_column : str, optional
+        Column names of tables; the usual ones are found.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    Error
+        When a source is missing or lacks a column, when `out` was begun with another model, source or size, or when
+        another process does the same part.
+    """
+    if shard_size < 1:
+        raise Error(f"{_TAG} shard_size must be at least 1, got {shard_size}")
+    collection = Collection(sources, shard=shard, image_column=image_column, caption_column=caption_column)
+    identity = Identity(clip.fingerprint, clip.dtype, collection.fingerprint, shard_size, shard[1])
+    with contextlib.closing(_Job(Path(out), shard, identity)) as job:
+        done = job.state.summary
+        if not done.finished:
+            with tqdm(
+                total=collection.total(),
+                initial=done.samples,
+                unit=" pairs",
+                desc="embed",
+                disable=None if progress else True,
+            ) as bar:
+                _run(clip, collection, job, bar)
+        return job.state.summary
+
+
+def begun_parts(folder: str | Path) -> int | None:
+    """In how many parts the work in a folder was begun; None where there is none."""
+    states = sorted(Path(folder).glob("state/*.json"))
+    return _load(states[0]).identity.processes if states else None
+
+
+def folder_shards(folder: str | Path) -> Iterator[Embeddings]:
+    """The embeddings that embed_to_folder (or clip-retrieval) wrote, shard after shard; arrays are float16 maps.
+
+    Raises
+    ------
+    Error
+        When there are none, or the files of a shard do not fit each other.
+    """
+    return (shard for _, shard in numbered_shards(folder))
+
+
+def numbered_shards(folder: str | Path) -> Iterator[tuple[str, Embeddings]]:
+    """folder_shards(), each with the digits that its files' names have."""
+    folder = Path(folder)
+    numbers = [file.stem.removeprefix("img_emb_") for file in folder.glob("img_emb/img_emb_*.npy")]
+    if not numbers:
+        raise Error(f"[embedding_folder.folder_shards] expected img_emb/img_emb_*.npy in {folder}, found none")
+    for number in sorted(numbers, key=lambda text: (len(text), text)):
+        yield number, _read_shard(folder, number)
+
+
+def _read_shard(folder: Path, number: str) -> Embeddings:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        images, texts = (np.load(folder / f"{side}/{side}_{number}.npy", mmap_mode="r") for side in _SIDES)
+        table = pq.read_table(folder / f"metadata/metadata_{number}.parquet").to_pylist()
+    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+        raise Error(f"[embedding_folder.folder_shards] cannot read shard {number} of {folder}: {error}") from error
+    if not (images.ndim == texts.ndim == 2 and len(images) == len(texts) == len(table)):
+        raise Error(
+            f"[embedding_folder.folder_shards] expected embeddings and metadata of the same rows in shard {number} of "
+            f"{folder}, found {images.shape}, {texts.shape} and {len(table)} rows"
+        )
+    keys = [str(row.pop("key", None) or row.get("image_path") or f"{number}-{i}") for i, row in enumerate(table)]
+    captions = [str(row.pop("caption", "") or "") for row in table]
+    metadata = [{name: value for name, value in row.items() if value is not None} for row in table]
+    return Embeddings(images, texts, keys, captions, metadata)
+
+
+def read_folder(folder: str | Path) -> Embeddings:
+    """All of folder_shards(), in memory."""
+    pairs = concatenate(list(folder_shards(folder)))
+    return replace(pairs, images=pairs.images.astype(np.float32), texts=pairs.texts.astype(np.float32))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memories from embeddings that are there already, and back: clip-retrieval's layout, see embedding_folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reco._core import Error, Memory
+from reco.embedding import Embeddings
+from reco.embedding_folder import folder_shards, numbered_shards, write_shard
+
+__all__ = ["export_memory", "import_embeddings"]
+
+_ROWS = 10_000
+
+
+def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = False, progress: bool = True) -> int:
+    """Add what `reco embed` or clip-retrieval wrote, piece by piece; pairs whose keys are there already are skipped.
+
+    Interrupted, the same call goes on where it was: each piece is durable before the next begins.
+
+    Parameters
+    ----------
+    memory : Memory
+    *folders : path
+    in_place : bool
+        Leave the embeddings where they are instead of copying them: they must be float16 in rows of unit length, and
+        stay there unchanged. Words go into the memory. A memory that was empty gives the rows the numbers that they
+        have in the folders, so that an index over these can be adopted.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    int
+        How many pairs were added.
+
+    Raises
+    ------
+    Error
+        When a folder holds no embeddings, its files do not fit each other, or the width is not the memory's.
+    """
+    added = 0
+    with tqdm(unit=" pairs", desc="import", disable=None if progress else True, leave=False) as bar:
+        for folder in folders:
+            if in_place:
+                added += _attach_folder(memory, Path(folder), bar)
+                continue
+            for shard in folder_shards(folder):
+                for first in range(0, len(shard), _ROWS):
+                    piece = shard.select(list(range(first, min(first + _ROWS, len(shard)))))
+                    fresh = piece.select(np.array([key not in memory for key in piece.keys], bool))
+                    if len(fresh):
+                        memory.add(fresh.images, fresh.texts, fresh.keys, fresh.captions, fresh.metadata)
+                    added += len(fresh)
+                    bar.update(len(piece))
+    return added
+
+
+def _attach_folder(memory: Memory, folder: Path, bar: Any) -> int:
+    """All shards of a folder where they lie; how many pairs are new."""
+    added = 0
+    for number, shard in numbered_shards(folder):
+        seen: set[str] = set()
+        keys = []
+        for key in shard.keys:
+            keys.append("" if key in memory or key in seen else key)  # an empty one leaves its row out
+            seen.add(key)
+        if any(keys):
+            images, texts = (folder / f"{side}/{side}_{number}.npy" for side in ("img_emb", "text_emb"))
+            memory.attach(images, texts, keys, shard.captions, shard.metadata)
+        added += sum(map(bool, keys))
+        bar.update(len(shard))
+    return added
+
+
+def export_memory(memory: Memory, folder: str | Path, *, shard_size: int = 100_000, progress: bool = True) -> int:
+    """Write the pairs of a memory as `reco embed` does, for clip-retrieval, autofaiss and the like.
+
+    Returns
+    -------
+    int
+        How many pairs were written.
+
+    Raises
+    ------
+    Error
+        When the folder is there and not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise Error(f"[exchange.export_memory] the folder {folder} must be empty or not there yet")
+    written = 0
+    with tqdm(total=len(memory), unit=" pairs", desc="export", disable=None if progress else True, leave=False) as bar:
+        for number, keys in enumerate(_pieces(memory, shard_size)):
+            rows = [memory.get(key) for key in keys]
+            pairs = Embeddings(
+                np.stack([row.image_embedding for row in rows]),
+                np.stack([row.text_embedding for row in rows]),
+                keys,
+                [row.caption for row in rows],
+                [row.metadata for row in rows],
+            )
+            write_shard(folder, number, pairs)
+            written += len(keys)
+            bar.update(len(keys))
+    return written
+
+
+def _pieces(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    stream = iter(items)
+    return iter(lambda: list(islice(stream, size)), [])

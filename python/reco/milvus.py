@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A memory in a Milvus collection, for more pairs than one machine holds. Needs `pip install reco-clip[milvus]`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from reco._core import Error, MemoryBase, MemoryRow, Neighbors
+from reco.embedding import Embeddings
+from reco.embedding_folder import folder_shards
+from reco.milvus_collection import LONGEST_TEXT, MilvusCollection
+
+__all__ = ["MilvusMemory"]
+
+Floats = npt.NDArray[np.float32]
+Side = Literal["image", "text"]
+
+_REQUEST_BYTES = 16 << 20  # of vectors in one request or answer; a server takes 64 MB
+_MOST_RESULTS = 16_384  # Milvus's own limit of neighbours a query
+_ROWS = 1_000  # ids of one query
+_SAMPLE = 64  # rows of a shard that an import reads back
+_TAG = "memory.milvus"
+
+
+def _other(side: Side) -> Side:
+    return "text" if side == "image" else "image"
+
+
+def row_of(key: str) -> int:
+    """The row number of a key: 63 bits of its hash, so that writing a pair twice is writing it once."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class MilvusMemory(MemoryBase):
+    """Image-text pairs in a collection of a Milvus server or of a Milvus Lite file; takes a Memory's place anywhere.
+
+    Embeddings are unit rows, rounded to half precision as a Memory's are, so that both give the same neighbours. A pair
+    is written whole or not at all; add() writes batch by batch, and an interrupted one is done again without harm.
+    Thread safe.
+
+    Parameters
+    ----------
+    uri : str
+        Of the server ("http://localhost:19530"), or a file ("pairs.db") for Milvus Lite.
+    collection : str
+        Its name. Facts about it, the encoder's fingerprint among them, lie in the collection `<name>_reco`.
+    encoder : str
+        If given, a collection made with another encoder raises Error.
+    token : str
+        "user:password" or an API key.
+    timeout : float
+        Seconds that a request may take.
+    retries : int
+        How often a request that failed is sent again, after 0.1, 0.2, 0.4, ... seconds.
+
+    Raises
+    ------
+    Error
+        When the server does not answer, there is no such collection, or it is not one of reco's. Searching one whose
+        import was interrupted raises Error, until import_embeddings() has ended.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        collection: str,
+        *,
+        encoder: str = "",
+        token: str = "",
+        timeout: float = 30.0,
+        retries: int = 3,
+    ) -> None:
+        self._store = MilvusCollection(uri, collection, token, timeout, retries)
+        self._store.open(encoder)
+        super().__init__(self._store.facts["dim"], self._store.facts["encoder"])
+
+    @classmethod
+    def create(
+        cls,
+        uri: str,
+        collection: str,
+        dim: int,
+        encoder: str = "",
+        *,
+        index: str = "FLAT",
+        index_params: dict[str, Any] | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+        token: str = "",
+        timeout: float = 30.0,
+        retries: int = 3,
+    ) -> MilvusMemory:
+        """Make an empty collection and open it.
+
+        Parameters
+        ----------
+        uri, collection, token, timeout, retries
+            As in MilvusMemory.
+        dim : int
+            Width of the embeddings.
+        encoder : str
+            Fingerprint of the encoder whose embeddings it will hold.
+        index : str
+            Milvus's index for both sides: "FLAT" (exact), "HNSW", "IVF_FLAT", "DISKANN", ...
+        index_params : dict, optional
+            The index's own, such as {"M": 32, "efConstruction": 200}.
+        dtype : {"float32", "float16"}
+            Of the vectors on the server; Milvus Lite has float32 only.
+
+        Raises
+        ------
+        Error
+            When the collection is there already, or the server refuses what was asked for.
+        """
+        store = MilvusCollection(uri, collection, token, timeout, retries)
+        store.create(dim, encoder, index, index_params or {}, dtype)
+        return cls(uri, collection, encoder=encoder, token=token, timeout=timeout, retries=retries)
+
+    def __repr__(self) -> str:
+        return str(self._store)
+
+    def __len__(self) -> int:
+        return int(self._store.call("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    def __contains__(self, key: str) -> bool:
+        return bool(self._stored([key]))
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+    def add(
+        self,
+        image_embeddings: Any,
+        text_embeddings: Any,
+        keys: list[str],
+        captions: list[str] | None = None,
+        metadata: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Append n pairs, as Memory.add; keys that are there already raise Error before anything is written."""
+        if there := self._stored(keys):
+            raise Error(f"[memory.add] key '{there[0]}' is there already")
+        self.upsert(image_embeddings, text_embeddings, keys, captions, metadata)
+
+    def upsert(
+        self,
+        image_embeddings: Any,
+        text_embeddings: Any,
+        keys: list[str],
+        captions: list[str] | None = None,
+        metadata: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Like add(), but pairs whose keys are there already are replaced."""
+        n = len(keys)
+        sides = {"image": self._unit(image_embeddings, n), "text": self._unit(text_embeddings, n)}
+        words: dict[str, list[Any]] = {"caption": captions or [""] * n, "metadata": metadata or [{}] * n}
+        for name, values in words.items():
+            if len(values) != n:
+                raise Error(f"[memory.add] {name} must have one entry a row, {n} in all, got {len(values)}")
+        if len(set(keys)) < n or not all(keys):
+            raise Error("[memory.add] keys must differ and not be empty")
+        for text in (*keys, *words["caption"]):
+            if len(text.encode()) > LONGEST_TEXT:
+                raise Error(f"[memory.add] keys and captions must have at most {LONGEST_TEXT} bytes: '{text[:40]}...'")
+        rows = [row_of(key) for key in keys]
+        step = max(1, _REQUEST_BYTES // (8 * self.dim + 1024))
+        for first in range(0, n, step):
+            self._store.call("upsert", data=[
+                {
+                    "id": rows[i], "key": keys[i], "caption": words["caption"][i],
+                    "metadata": words["metadata"][i] or {},
+                    "image": self._stored_vector(sides["image"][i]), "text": self._stored_vector(sides["text"][i]),
+                }
+                for i in range(first, min(first + step, n))
+            ])  # fmt: skip
+
+    def remove(self, keys: list[str]) -> None:
+        """Remove pairs; Error, with nothing removed, if a key is not there."""
+        there = set(self._stored(keys))
+        for key in keys:
+            if key not in there:
+                raise Error(f"[memory.remove] no pair has the key '{key}'")
+        for piece in _pieces([row_of(key) for key in keys], _ROWS):
+            self._store.call("delete", ids=piece)
+
+    def import_embeddings(self, *folders: str | Path, progress: bool = True) -> int:
+        """Add what `reco embed` or clip-retrieval wrote, shard by shard.
+
+        Interrupted, the same call goes on after the last whole shard; until it has ended, searches raise Error. Of
+        each shard some rows are read back and compared, and at the end the pairs are counted.
+
+        Returns
+        -------
+        int
+            How many pairs the folders hold.
+        """
+        source = "\n".join(str(Path(folder).resolve()) for folder in folders)
+        state = self._store.facts.get("import", {})
+        if state.get("source") != source:
+            state = {"source": source, "shards": 0}
+        self._store.write_facts(importing=source, **{"import": state})
+        before, total = len(self), 0
+        shards = (shard for folder in folders for shard in folder_shards(folder))
+        with tqdm(unit=" pairs", desc="import", disable=None if progress else True, leave=False) as bar:
+            for number, shard in enumerate(shards):
+                if number >= state["shards"]:
+                    for piece in _pieces(range(len(shard)), 10_000):
+                        rows = shard.select(list(piece))
+                        self.upsert(rows.images, rows.texts, rows.keys, rows.captions, rows.metadata)
+                    self._verify(shard)
+                    state["shards"] = number + 1
+                    self._store.write_facts(**{"import": state})
+                total += len(shard)
+                bar.update(len(shard))
+        after = len(self)
+        if after < max(before, total):
+            raise Error(f"[{_TAG}] {self} counts {after} pairs after an import of {total}: keys are there twice")
+        self._store.write_facts(importing="", **{"import": {}})
+        return total
+
+    # --- search ------------------------------------------------------------------------------------------------------
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        modality: Side = "image",
+        exclude_keys: Any = None,
+        only_keys: list[str] | None = None,
+        where: str = "",
+        max_similarity: float | None = None,
+        partners: bool = True,
+        exact: bool = False,
+        effort: int = 0,
+    ) -> Neighbors:
+        """Find the k most similar pairs of each query, as Memory.search.
+
+        `where` is an expression of Milvus's on key, caption and metadata, such as ``metadata["domain"] == "flags"``;
+        `effort` is HNSW's ef or IVF's nprobe; `exact` raises Error unless the index is FLAT.
+        """
+        rows = self._unit(queries, None)
+        self._check_search(k, modality, exact)
+        excluded = _excluded(exclude_keys, len(rows))
+        found_rows = np.full((len(rows), k), -1, np.int64)
+        scores = np.zeros((len(rows), k), np.float32)
+        vectors = np.zeros((len(rows), k, self.dim), np.float32) if partners else None
+        request = {
+            "anns_field": modality,
+            "filter": self._filter(where, only_keys),
+            "output_fields": ["id", _other(modality)] if partners else ["id"],
+            "search_params": {"metric_type": "IP", "params": self._effort(effort)},
+        }
+        todo = np.arange(len(rows))
+        limit = min(_MOST_RESULTS, k + max(map(len, excluded), default=0))
+        while todo.size:
+            short = []
+            for i, hits in self._hits(rows, todo, limit, request):
+                kept = [hit for hit in hits if hit["id"] not in excluded[i]
+                        and (max_similarity is None or hit["distance"] <= max_similarity)][:k]  # fmt: skip
+                if len(kept) < k and len(hits) == limit and limit < _MOST_RESULTS:
+                    short.append(i)  # what was left out took the places of others: ask for more
+                    continue
+                for j, hit in enumerate(kept):
+                    found_rows[i, j], scores[i, j] = hit["id"], hit["distance"]
+                    if vectors is not None:
+                        vectors[i, j] = self._read_vector(hit["entity"][_other(modality)])
+            todo, limit = np.array(short, np.int64), min(_MOST_RESULTS, 4 * limit)
+        return Neighbors(self, found_rows, scores, vectors)
+
+    def _hits(self, rows: Floats, todo: npt.NDArray[np.int64], limit: int, request: dict[str, Any]) -> Iterable[Any]:
+        step = max(
+            1, _REQUEST_BYTES // (4 * self.dim * (limit if len(request["output_fields"]) > 1 else 1) + 16 * limit)
+        )
+        for piece in _pieces(todo, step):
+            data = [self._stored_vector(rows[i]) for i in piece]
+            yield from zip(piece, self._store.call("search", data=data, limit=limit, **request), strict=True)
+
+    def _check_search(self, k: int, modality: str, exact: bool) -> None:
+        if not 1 <= k <= _MOST_RESULTS:
+            raise Error(f"[memory.search] k must be from 1 to {_MOST_RESULTS}, got {k}")
+        if modality not in ("image", "text"):
+            raise Error(f"[memory.search] modality must be 'image' or 'text', got '{modality}'")
+        if exact and self._store.facts["index"] != "FLAT":
+            raise Error(f"[memory.search] {self} has the index {self._store.facts['index']}: exact search needs FLAT")
+        if self._store.facts["importing"]:
+            raise Error(f"[memory.search] the import of {self._store.facts['importing']} into {self} has not ended")
+
+    def _filter(self, where: str, only_keys: list[str] | None) -> str:
+        parts = [f"({where})"] if where else []
+        if only_keys is not None:
+            parts.append(f"id in {[row_of(key) for key in only_keys]}")
+        return " and ".join(parts)
+
+    def _effort(self, effort: int) -> dict[str, int]:
+        if not effort:
+            return {}
+        return {"nprobe" if self._store.facts["index"].startswith("IVF") else "ef": effort}
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+    def embeddings(self, modality: Side, rows: Any) -> Floats:
+        """One side's embeddings of rows: float32 [n, dim], zeros for -1."""
+        found = self._fields(rows, modality)
+        none = np.zeros(self.dim, np.float32)
+        out: Floats = np.stack([none if one is None else self._read_vector(one) for one in found]) if found else (
+            np.zeros((0, self.dim), np.float32)
+        )  # fmt: skip
+        return out
+
+    def keys(self, rows: Any) -> list[str]:
+        """The keys of rows; '' for -1."""
+        return [one or "" for one in self._fields(rows, "key")]
+
+    def captions(self, rows: Any) -> list[str]:
+        """The captions of rows; '' for -1."""
+        return [one or "" for one in self._fields(rows, "caption")]
+
+    def metadata(self, rows: Any) -> list[dict[str, Any] | None]:
+        """The metadata of rows; None for -1."""
+        return self._fields(rows, "metadata")
+
+    def get(self, key: str) -> MemoryRow:
+        """The pair of a key; Error if it is not there."""
+        found = self._query([row_of(key)], ["key", "caption", "metadata", "image", "text"])
+        if not found:
+            raise Error(f"[memory.get] no pair has the key '{key}'")
+        row = found[0]
+        image, text = (self._read_vector(row[side]) for side in ("image", "text"))
+        return MemoryRow(row["key"], row["caption"], row["metadata"], image, text)
+
+    def _fields(self, rows: Any, name: str) -> list[Any]:
+        wanted = [int(row) for row in np.asarray(rows).ravel()]
+        known: dict[int, Any] = {-1: None}
+        for piece in _pieces(sorted(set(wanted) - {-1}), _ROWS):
+            known |= {row["id"]: row[name] for row in self._query(piece, [name])}
+        for row in wanted:
+            if row not in known:
+                raise Error(f"[{_TAG}] {self} has no row {row} any more")
+        return [known[row] for row in wanted]
+
+    def _query(self, rows: Sequence[int], fields: list[str]) -> list[dict[str, Any]]:
+        return list(self._store.call("query", ids=list(rows), output_fields=["id", *fields]))
+
+    def _stored(self, keys: list[str]) -> list[str]:
+        """Those of the keys that are there; two keys of one hash are an Error."""
+        there = []
+        for piece in _pieces(keys, _ROWS):
+            wanted = {row_of(key): key for key in piece}
+            for row in self._query(list(wanted), ["key"]):
+                if wanted[row["id"]] != row["key"]:
+                    raise Error(f"[{_TAG}] the keys '{wanted[row['id']]}' and '{row['key']}' have one hash: rename one")
+                there.append(row["key"])
+        return there
+
+    def _verify(self, shard: Embeddings) -> None:
+        """Read some rows of an imported shard back."""
+        chosen = np.random.default_rng(len(shard)).permutation(len(shard))[:_SAMPLE]
+        pairs = shard.select([int(i) for i in chosen])
+        images, texts = self._unit(pairs.images, len(pairs)), self._unit(pairs.texts, len(pairs))
+        rows = {row["id"]: row for row in self._query([row_of(key) for key in pairs.keys], ["key", "image", "text"])}
+        for i, key in enumerate(pairs.keys):
+            row = rows.get(row_of(key))
+            if (
+                row is None
+                or row["key"] != key
+                or any(
+                    np.abs(self._read_vector(row[side]) - side_rows[i]).max() > 1e-3
+                    for side, side_rows in (("image", images), ("text", texts))
+                )
+            ):
+                raise Error(f"[{_TAG}] {self} does not give back the pair '{key}' as it was imported")
+
+    # --- vectors -----------------------------------------------------------------------------------------------------
+    def _unit(self, values: Any, n: int | None) -> Floats:
+        rows = np.atleast_2d(np.asarray(values, np.float32))
+        if rows.ndim != 2 or rows.shape[1] != self.dim or (n is not None and len(rows) != n):
+            raise Error(f"[{_TAG}] expected embeddings [{'n' if n is None else n}, {self.dim}], got {list(rows.shape)}")
+        wide = rows.astype(np.float64)  # as a Memory computes, so that both hold the same values
+        inverse = 1 / np.maximum(np.sqrt((wide * wide).sum(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
+        unit: Floats = (wide * inverse).astype(np.float32)
+        if not np.isfinite(unit).all() or not rows.any(axis=1).all():
+            raise Error(f"[{_TAG}] embeddings must be finite and not zero")
+        return unit if n is None else unit.astype(np.float16).astype(np.float32)
+
+    def _stored_vector(self, row: Floats) -> Any:
+        return row if self._store.facts["dtype"] == "float32" else row.astype(np.float16)
+
+    def _read_vector(self, value: Any) -> Floats:
+        if self._store.facts["dtype"] == "float32":
+            return np.asarray(value, np.float32)
+        data = value[0] if isinstance(value, list) else value
+        return np.frombuffer(data, np.float16).astype(np.float32)
+
+
+def _excluded(keys: Any, n: int) -> list[set[int]]:
+    """Rows that each query must not find."""
+    if not keys:
+        return [set()] * n
+    lists = [keys] * n if isinstance(keys[0], str) else list(keys) * (n if len(keys) == 1 else 1)
+    if len(lists) != n:
+        raise Error(f"[memory.search] exclude_keys must be one list, or one a query, {n} in all, got {len(lists)}")
+    return [{row_of(key) for key in one} for one in lists]
+
+
+def _pieces(items: Any, size: int) -> Iterable[Any]:
+    return (items[first : first + size] for first in range(0, len(items), size))

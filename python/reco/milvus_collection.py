@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Milvus side of a MilvusMemory: a collection, facts about it, requests that are sent again when they fail."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from reco._core import Error
+
+__all__ = ["LONGEST_TEXT", "MilvusCollection"]
+
+LONGEST_TEXT = 65_535  # bytes, Milvus's own limit
+
+_FORMAT = 1
+_TAG = "memory.milvus"
+_KNOWN = {"format": int, "dim": int, "encoder": str, "index": str, "dtype": str, "importing": str}
+
+
+class MilvusCollection:
+    """A collection of pairs, and beside it `<name>_reco` with one row of facts, in JSON: the encoder's fingerprint, the
+    width and type of the vectors, the index, an import that has not ended.
+    """
+
+    def __init__(self, uri: str, name: str, token: str, timeout: float, retries: int) -> None:
+        self.uri, self.name, self.timeout, self.retries = str(uri), name, timeout, retries
+        self.client = _connect(self.uri, token, timeout)
+        self.facts: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return f"MilvusMemory('{self.uri}', '{self.name}')"
+
+    def create(self, dim: int, encoder: str, index: str, index_params: dict[str, Any], dtype: str) -> None:
+        """Make it; the facts last, so that a collection whose making was interrupted is not taken for one."""
+        from pymilvus import DataType
+
+        if any(self.call("has_collection", name=name) for name in (self.name, self._facts_name)):
+            raise Error(f"[{_TAG}] {self} is there already")
+        kind = DataType.FLOAT_VECTOR if dtype == "float32" else DataType.FLOAT16_VECTOR
+        fields = [
+            {"field_name": "image", "datatype": kind, "dim": dim},
+            {"field_name": "text", "datatype": kind, "dim": dim},
+            {"field_name": "key", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
+            {"field_name": "caption", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
+            {"field_name": "metadata", "datatype": DataType.JSON},
+        ]
+        self._make(self.name, fields, {"image": (index, index_params), "text": (index, index_params)})
+        fields = [
+            {"field_name": "facts", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
+            {"field_name": "vector", "datatype": DataType.FLOAT_VECTOR, "dim": 2},  # no collection without one
+        ]
+        self._make(self._facts_name, fields, {"vector": ("FLAT", {})})
+        self.write_facts(format=_FORMAT, dim=dim, encoder=encoder, index=index, dtype=dtype, importing="")
+
+    def open(self, encoder: str) -> None:
+        """Read the facts and check them; make it ready to be searched."""
+        if not self.call("has_collection"):
+            raise Error(f"[{_TAG}] {self} is not there; MilvusMemory.create() makes one")
+        if self.call("has_collection", name=self._facts_name):
+            self.call("load_collection", name=self._facts_name)
+            for row in self.call("query", name=self._facts_name, ids=[0], output_fields=["facts"]):
+                self.facts = json.loads(row["facts"])
+        if not all(isinstance(self.facts.get(name), kind) for name, kind in _KNOWN.items()):
+            raise Error(f"[{_TAG}] {self} is no collection of reco's: {self._facts_name} lacks facts")
+        if self.facts["format"] != _FORMAT:
+            raise Error(f"[{_TAG}] {self} has format {self.facts['format']}, this version of reco reads {_FORMAT}")
+        if encoder and self.facts["encoder"] != encoder:
+            raise Error(f"[{_TAG}] {self} was made with encoder {self.facts['encoder']}, expected {encoder}")
+        self.call("load_collection")
+
+    def write_facts(self, **changes: Any) -> None:
+        """Change some of the facts, durably."""
+        self.facts |= changes
+        row = {"id": 0, "facts": json.dumps(self.facts), "vector": [1.0, 0.0]}
+        self.call("upsert", name=self._facts_name, data=[row])
+
+    def call(self, method: str, *, name: str | None = None, **arguments: Any) -> Any:
+        """Send a request; every one of ours may be sent twice without harm."""
+        import grpc
+        from pymilvus.exceptions import MilvusException
+
+        for attempt in range(self.retries + 1):
+            try:
+                return getattr(self.client, method)(name or self.name, timeout=self.timeout, **arguments)
+            except (MilvusException, grpc.RpcError) as error:
+                if attempt == self.retries or _is_final(error):
+                    raise Error(f"[{_TAG}] {method} at {self} failed: {_text(error)}") from None
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError
+
+    @property
+    def _facts_name(self) -> str:
+        return f"{self.name}_reco"
+
+    def _make(self, name: str, fields: list[dict[str, Any]], indexes: dict[str, tuple[str, dict[str, Any]]]) -> None:
+        from pymilvus import DataType
+
+        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        for field in fields:
+            schema.add_field(**field)
+        params = self.client.prepare_index_params()
+        for field_name, (index, options) in indexes.items():
+            params.add_index(field_name, index_type=index, metric_type="IP", params=options)
+        self.call("create_collection", name=name, schema=schema, index_params=params, consistency_level="Strong")
+
+
+def _is_final(error: Any) -> bool:
+    """Whether the server understood and refused: asking again changes nothing (Milvus's codes for bad requests)."""
+    code = getattr(error, "code", None)
+    return isinstance(code, int) and (code in (1, 6) or 1100 <= code < 1200)
+
+
+def _text(error: Any) -> str:
+    return str(getattr(error, "message", "") or error).splitlines()[0]
+
+
+def _connect(uri: str, token: str, timeout: float) -> Any:
+    if "://" not in uri:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # Milvus Lite is no calm server, and nobody's concern
+    try:
+        from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
+    except ImportError:
+        raise Error(f"[{_TAG}] pymilvus is not installed: pip install reco-clip[milvus]") from None
+    for name in ("pymilvus", "grpc._server"):  # they print a traceback beside each exception
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        return MilvusClient(uri, token=token, timeout=timeout)
+    except (MilvusException, OSError, ValueError) as error:
+        raise Error(f"[{_TAG}] no Milvus at {uri}: {_text(error)}") from None

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kind of memory must do: a folder, a class written in Python, a Milvus collection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reco
+from reco.milvus import MilvusMemory
+
+DIM = 16
+Make = Callable[[str], reco.MemoryBase]
+
+
+def unit(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class ListMemory(reco.MemoryBase):
+    """As little as a memory can be: rows are places in lists."""
+
+    def __init__(self, dim: int, encoder: str = "") -> None:
+        super().__init__(dim, encoder)
+        self.sides = {"image": np.zeros((0, dim), np.float32), "text": np.zeros((0, dim), np.float32)}
+        self.words: list[tuple[str, str, dict[str, Any]]] = []
+        self.gone: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.words) - len(self.gone)
+
+    def live(self) -> dict[str, int]:
+        return {words[0]: row for row, words in enumerate(self.words) if row not in self.gone}
+
+    def add(self, image_embeddings, text_embeddings, keys, captions=None, metadata=None):  # type: ignore[no-untyped-def]
+        if there := set(keys) & set(self.live()):
+            raise reco.Error(f"[memory.add] '{there.pop()}' is there already")
+        for side, rows in (("image", image_embeddings), ("text", text_embeddings)):
+            self.sides[side] = np.concatenate([self.sides[side], unit(rows).astype(np.float16).astype(np.float32)])
+        self.words += zip(keys, captions or [""] * len(keys), metadata or [{}] * len(keys), strict=True)
+
+    def remove(self, keys):  # type: ignore[no-untyped-def]
+        live = self.live()
+        for key in keys:
+            if key not in live:
+                raise reco.Error(f"[memory.remove] no pair has the key '{key}'")
+        self.gone |= {live[key] for key in keys}
+
+    def search(self, queries: Any, k: int = 10, modality: Any = "image", exclude_keys: Any = None,
+               only_keys: Any = None, where: str = "", max_similarity: float | None = None, partners: bool = True,
+               exact: bool = False, effort: int = 0) -> reco.Neighbors:  # fmt: skip
+        if where or only_keys is not None:
+            raise reco.Error("[memory.search] a ListMemory has no filters")
+        scores = unit(queries) @ self.sides[modality].T
+        scores[:, sorted(self.gone)] = -2
+        if max_similarity is not None:
+            scores[scores > max_similarity] = -2
+        lists = exclude_keys if exclude_keys and not isinstance(exclude_keys[0], str) else [exclude_keys or []]
+        for i in range(len(queries)):
+            for key in lists[i if len(lists) > 1 else 0]:
+                if key in self.live():
+                    scores[i, self.live()[key]] = -2
+        rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        rows = np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
+        found = np.where(rows < 0, -2, np.take_along_axis(np.pad(scores, ((0, 0), (0, 1))), rows, axis=1))
+        rows[found < -1.5] = -1
+        found[found < -1.5] = 0
+        other = self.embeddings("text" if modality == "image" else "image", rows.ravel())
+        return reco.Neighbors(self, rows, found, other.reshape(*rows.shape, -1) if partners else None)
+
+    def embeddings(self, modality, rows):  # type: ignore[no-untyped-def]
+        values = np.concatenate([self.sides[modality], np.zeros((1, self.dim), np.float32)])
+        return values[rows]
+
+    def keys(self, rows):  # type: ignore[no-untyped-def]
+        return [self.words[row][0] if row >= 0 else "" for row in rows]
+
+    def captions(self, rows):  # type: ignore[no-untyped-def]
+        return [self.words[row][1] if row >= 0 else "" for row in rows]
+
+    def metadata(self, rows):  # type: ignore[no-untyped-def]
+        return [self.words[row][2] if row >= 0 else None for row in rows]
+
+    def get(self, key):  # type: ignore[no-untyped-def]
+        if key not in self.live():
+            raise reco.Error(f"[memory.get] no pair has the key '{key}'")
+        row = self.live()[key]
+        return reco.MemoryRow(*self.words[row], self.sides["image"][row], self.sides["text"][row])
+
+
+@pytest.fixture(params=["folder", "list", "milvus"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    def folder(encoder: str) -> reco.MemoryBase:
+        return reco.Memory.create(tmp_path / f"memory{encoder}", DIM, encoder)
+
+    def milvus(encoder: str) -> reco.MemoryBase:
+        return MilvusMemory.create(str(tmp_path / "pairs.db"), f"memory{encoder}", DIM, encoder)
+
+    if request.param == "milvus":
+        pytest.importorskip("milvus_lite")
+    return {"folder": folder, "list": lambda encoder: ListMemory(DIM, encoder), "milvus": milvus}[request.param]
+
+
+def pairs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    rows = unit(generator.standard_normal((2 * n, DIM))).astype(np.float16).astype(np.float32)
+    return rows[:n], rows[n:]
+
+
+def filled(make: Make, n: int = 60) -> tuple[reco.MemoryBase, np.ndarray, np.ndarray]:
+    memory = make("")
+    images, texts = pairs(n, 0)
+    names = [f"k{i}" for i in range(n)]
+    memory.add(images, texts, names, [f"caption {i}" for i in range(n)], [{"number": i} for i in range(n)])
+    return memory, images, texts
+
+
+def test_holds_what_was_added(make: Make) -> None:
+    memory, images, texts = filled(make)
+    assert len(memory) == 60 and memory.dim == DIM and memory.encoder == "" and make("e").encoder == "e"
+    row = memory.get("k7")
+    assert (row.key, row.caption, row.metadata) == ("k7", "caption 7", {"number": 7})
+    np.testing.assert_allclose(row.image_embedding, images[7], atol=1e-3)
+    np.testing.assert_allclose(row.text_embedding, texts[7], atol=1e-3)
+    with pytest.raises(reco.Error, match="k7"):
+        memory.add(images[:1], texts[:1], ["k7"])
+    with pytest.raises(reco.Error, match="missing"):
+        memory.get("missing")
+
+
+def test_search_equals_numpy_and_brings_partners(make: Make) -> None:
+    memory, images, texts = filled(make)
+    queries, _ = pairs(9, 1)
+    for side, own, other in (("image", images, texts), ("text", texts, images)):
+        found = memory.search(queries, 5, side)
+        expected = np.argsort(-(queries @ own.T), axis=1)[:, :5]
+        assert found.keys == [[f"k{i}" for i in row] for row in expected]
+        assert found.captions[2][1] == f"caption {expected[2, 1]}"
+        assert found.metadata[0][4] == {"number": expected[0, 4]}
+        np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ own.T, expected, 1), atol=2e-3)
+        np.testing.assert_allclose(found.partners, other[expected], atol=1e-3)
+        rows = found.rows[3]
+        assert memory.keys(rows) == found.keys[3] and memory.captions(rows) == found.captions[3]
+        assert memory.metadata([*rows, -1]) == [*found.metadata[3], None]
+        np.testing.assert_allclose(memory.embeddings("text", rows), texts[expected[3]], atol=1e-3)
+        assert not memory.embeddings("image", [-1]).any() and memory.keys([-1]) == [""]
+        assert memory.search(queries, 5, side, partners=False).partners is None
+
+
+def test_search_leaves_out(make: Make) -> None:
+    memory, images, _ = filled(make)
+    assert memory.search(images[:2], 1, exclude_keys=["k0"]).keys[1] == ["k1"]
+    assert all(key != "k0" for key in memory.search(images[:2], 5, exclude_keys=["k0"]).keys[0])
+    assert memory.search(images[:2], 1, exclude_keys=[["k1"], ["k1"]]).keys[0] == ["k0"]
+    assert memory.search(images[:3], 1, max_similarity=0.99).scores.max() <= 0.99
+
+
+def test_removed_pairs_are_never_found(make: Make) -> None:
+    memory, images, texts = filled(make)
+    memory.remove(["k0", "k5"])
+    assert len(memory) == 58
+    found = memory.search(images, 60)
+    assert not {"k0", "k5"} & {key for keys in found.keys for key in keys}
+    assert (found.rows[:, 58:] == -1).all() and not found.scores[:, 58:].any() and not found.partners[:, 58:].any()
+    memory.add(texts[:1], images[:1], ["k0"], ["new"])
+    assert memory.get("k0").caption == "new" and memory.search(texts[:1], 1).keys == [["k0"]]
+    with pytest.raises(reco.Error, match="k5"):
+        memory.remove(["k5"])
+
+
+def test_an_empty_memory_finds_nothing(make: Make) -> None:
+    found = make("").search(pairs(2, 0)[0], 3)
+    assert found.keys == [["", "", ""]] * 2 and (found.rows == -1).all() and not found.partners.any()
+
+
+@pytest.mark.parametrize("fuse", ["partner", "same", "both"])
+@pytest.mark.parametrize("search", ["uni-modal", "cross-modal"])
+def test_training_works_with_any(make: Make, tmp_path: Path, search: Any, fuse: Any) -> None:
+    memory, images, texts = filled(make)
+    local = reco.Memory.create(tmp_path / "local", DIM)
+    local.add(images, texts, [f"k{i}" for i in range(60)])
+    shape = reco.FusionConfig(method="transformer", dim=DIM, k=4, heads=2, search=search, fuse=fuse)
+    config = reco.TrainingConfig(fusion=shape, batch_size=32, epochs=2)
+    keys = [f"k{i}" for i in range(60)]
+    fusions = [reco.train(images, texts, store, config, keys=keys) for store in (memory, local)]
+    found = local.search(images, 8 if fuse == "both" else 4)
+    a, b = (f.fuse("image", images, found.scores, found.partners, found.rows)["embeddings"] for f in fusions)
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["list", "milvus"])
+def test_model_works_with_any(tmp_path: Path, kind: str) -> None:
+    clip = reco.Clip.load(Path(__file__).parents[2] / "examples/icons/clip")
+    generator = np.random.default_rng(0)
+    rows = unit(generator.standard_normal((40, clip.dim))).astype(np.float16).astype(np.float32)
+    if kind == "milvus":
+        pytest.importorskip("milvus_lite")
+        other: reco.MemoryBase = MilvusMemory.create(str(tmp_path / "m.db"), "m", clip.dim, clip.fingerprint)
+    else:
+        other = ListMemory(clip.dim, clip.fingerprint)
+    stores = [other, reco.Memory.create(tmp_path / "m", clip.dim, clip.fingerprint)]
+    for store in stores:
+        store.add(rows[:20], rows[20:], [f"k{i}" for i in range(20)], [f"caption {i}" for i in range(20)])
+    for config in (
+        reco.FusionConfig(method="mean", dim=clip.dim, k=4),
+        reco.FusionConfig(method="gated", dim=clip.dim, k=4, fuse="both"),
+    ):
+        fusion = reco.Fusion.create(config, seed=1)
+        a, b = (reco.Model(clip, store, fusion, k=4) for store in stores)
+        np.testing.assert_allclose(a.refine_images(rows), b.refine_images(rows), atol=1e-6)
+        np.testing.assert_allclose(a.refine_texts(rows), b.refine_texts(rows), atol=1e-6)
+        first, second = (model.explain(text="a red flag") for model in (a, b))
+        assert first.keys == second.keys and first.captions == second.captions
+        np.testing.assert_allclose(first.attention, second.attention, atol=1e-6)
+    del stores, store, other  # the model keeps its memory alive
+    assert a.memory.get("k0").caption == "caption 0" and len(a.memory) == 20
+    with pytest.raises(reco.Error, match="another"):
+        reco.Model(clip, ListMemory(clip.dim, "another"), fusion)
+
+
+def test_searches_from_many_threads(make: Make) -> None:
+    memory, images, _ = filled(make)
+    wrong: list[Any] = []
+
+    def work() -> None:
+        for _ in range(20):
+            if memory.search(images, 1).keys != [[f"k{i}"] for i in range(60)]:
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_class_that_does_not_keep_its_word() -> None:
+    class Broken(ListMemory):
+        answer: Any = None
+
+        def search(self, queries: Any, k: int = 10, *more: Any, **options: Any) -> Any:
+            return self.answer(queries, k)
+
+        def keys(self, rows):  # type: ignore[no-untyped-def]
+            return ["one"]
+
+    clip = reco.Clip.load(Path(__file__).parents[2] / "examples/icons/clip")
+    memory = Broken(clip.dim)
+    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=3)
+    row = np.ones((1, clip.dim), np.float32)
+
+    def neighbors(k: int, partners: bool) -> Callable[[Any, int], reco.Neighbors]:
+        found = np.zeros((1, k, clip.dim), np.float32) if partners else None
+        return lambda queries, _: reco.Neighbors(memory, np.zeros((1, k)), np.zeros((1, k)), found)
+
+    memory.answer = neighbors(2, True)
+    with pytest.raises(reco.Error, match=r"\[1, 3\]"):
+        model.refine_images(row)
+    memory.answer = neighbors(3, False)
+    with pytest.raises(reco.Error, match="partners"):
+        model.refine_images(row)
+    memory.answer = lambda queries, k: 7
+    with pytest.raises(reco.Error, match=r"search\(\) returned a value of type int"):
+        model.refine_images(row)
+    memory.answer = lambda queries, k: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        model.refine_images(row)
+    memory.answer = neighbors(3, True)
+    with pytest.raises(reco.Error, match="3 entries, got 1"):
+        model.explain(text="x")
+    for rows, scores, partners in (
+        (np.zeros(3), np.zeros((1, 3)), None),
+        (np.zeros((1, 3)), np.zeros((1, 2)), None),
+        (np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3, 2))),
+    ):
+        with pytest.raises(reco.Error, match="expected"):
+            reco.Neighbors(memory, rows, scores, partners)
+    with pytest.raises(reco.Error, match="no search"):
+        reco.Model(clip, reco.MemoryBase(clip.dim), reco.Fusion.mean(clip.dim)).refine_images(row)
+    with pytest.raises(reco.Error, match="dim"):
+        reco.MemoryBase(0)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a Milvus collection has: imports, a server that fails, filters. The rest is in test_memory_base."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reco
+import reco.milvus
+from reco.embedding import Embeddings
+from reco.embedding_folder import write_shard
+from reco.exchange import import_embeddings
+from reco.milvus import MilvusMemory
+
+pytest.importorskip("milvus_lite")
+
+DIM = 16
+
+
+def pairs(n: int, seed: int = 0) -> Embeddings:
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((2 * n, DIM)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows.astype(np.float16)
+    keys = [f"{seed}-{i}" for i in range(n)]
+    return Embeddings(rows[:n], rows[n:], keys, [f"caption {k}" for k in keys], [{"number": i} for i in range(n)])
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "pairs.db")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_shard(tmp_path / "embeddings", number, pairs(40, number))
+    return tmp_path / "embeddings"
+
+
+class Flaky:
+    """A client whose calls fail now and then."""
+
+    def __init__(self, client: Any, fails: list[BaseException | None]) -> None:
+        self.client, self.fails, self.calls = client, fails, 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*positional: Any, **arguments: Any) -> Any:
+            self.calls += 1
+            error = self.fails.pop(0) if self.fails else None
+            if error:
+                raise error
+            return getattr(self.client, name)(*positional, **arguments)
+
+        return call
+
+
+def test_equals_a_folder_after_an_import(uri: str, folder: Path, tmp_path: Path) -> None:
+    local = reco.Memory.create(tmp_path / "local", DIM)
+    import_embeddings(local, folder, progress=False)
+    remote = MilvusMemory.create(uri, "icons", DIM, "e")
+    assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
+    assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
+    queries = pairs(30, 9).images.astype(np.float32)
+    for side in ("image", "text"):
+        for options in ({}, {"max_similarity": 0.4}, {"exclude_keys": [["0-1", "2-3"]] * 30}):
+            a, b = (memory.search(queries, 7, side, **options) for memory in (local, remote))
+            assert a.keys == b.keys and a.captions == b.captions and a.metadata == b.metadata
+            np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+            np.testing.assert_array_equal(a.partners, b.partners)
+        fusion = reco.Fusion.create(reco.FusionConfig(method="transformer", dim=DIM, k=7, heads=2), seed=1)
+        first, second = (
+            fusion.fuse(side, queries, found.scores, found.partners, found.rows)["embeddings"]
+            for found in (memory.search(queries, 7, side) for memory in (local, remote))
+        )
+        np.testing.assert_allclose(first, second, atol=1e-6)
+    again = reco.MilvusMemory(uri, "icons", encoder="e")
+    assert len(again) == 120 and again.get("1-3").metadata["number"] == 3 and "1-3" in again and "x" not in again
+    assert again.search(queries, 1).keys == remote.search(queries, 1).keys
+
+
+def test_filters_are_milvus_own(uri: str, folder: Path) -> None:
+    memory = MilvusMemory.create(uri, "icons", DIM)
+    memory.import_embeddings(folder, progress=False)
+    queries = pairs(5, 9).images
+    found = memory.search(queries, 10, where='metadata["number"] < 3')
+    assert {entry["number"] for row in found.metadata for entry in row if entry} == {0, 1, 2}
+    assert found.keys[0].count("") == 1  # nine pairs in all
+    assert memory.search(queries, 2, only_keys=["0-5", "missing"]).keys == [["0-5", ""]] * 5
+    with pytest.raises(reco.Error, match="search at"):
+        memory.search(queries, 2, where="this is no expression")
+
+
+def test_an_interrupted_import_never_looks_whole(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MilvusMemory.create(uri, "icons", DIM)
+    write = MilvusMemory.upsert
+    written: list[Any] = []
+
+    def stop_in_the_second_shard(self: MilvusMemory, *arguments: Any) -> None:
+        if len(written) == 1:
+            write(self, *(rows[:5] for rows in arguments))
+            raise KeyboardInterrupt
+        written.append(arguments[2])
+        write(self, *arguments)
+
+    monkeypatch.setattr(MilvusMemory, "upsert", stop_in_the_second_shard)
+    with pytest.raises(KeyboardInterrupt):
+        memory.import_embeddings(folder, progress=False)
+    monkeypatch.undo()
+    for half in (memory, MilvusMemory(uri, "icons")):
+        with pytest.raises(reco.Error, match="has not ended"):
+            half.search(pairs(1).images, 1)
+    sizes: list[int] = []
+
+    def count(self: MilvusMemory, *arguments: Any) -> None:
+        sizes.append(len(arguments[2]))
+        write(self, *arguments)
+
+    monkeypatch.setattr(MilvusMemory, "upsert", count)
+    assert half.import_embeddings(folder, progress=False) == 120 == len(half)
+    assert sizes == [40, 40]  # the first shard was whole
+    assert half.search(pairs(1).images, 1).keys == [["0-0"]]
+
+
+def test_an_import_is_read_back(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MilvusMemory.create(uri, "icons", DIM)
+    write = MilvusMemory.upsert
+    monkeypatch.setattr(MilvusMemory, "upsert", lambda self, images, *more: write(self, -images, *more))
+    with pytest.raises(reco.Error, match="does not give back"):
+        memory.import_embeddings(folder, progress=False)
+    monkeypatch.undo()
+    write_shard(folder, 3, pairs(40, 0))  # keys that are there
+    with pytest.raises(reco.Error, match="twice"):
+        memory.import_embeddings(folder, progress=False)
+
+
+def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
+    from pymilvus.exceptions import MilvusException
+
+    some = pairs(20)
+    memory = MilvusMemory.create(uri, "icons", DIM)
+    memory._store.retries = 2
+    down = MilvusException(code=2, message="server unavailable")
+    client = memory._store.client
+    memory._store.client = Flaky(client, [down, down])
+    memory.add(some.images, some.texts, some.keys)  # type: ignore[arg-type]
+    memory._store.client = Flaky(client, [None, down])
+    memory.remove(["0-3"])
+    assert len(memory) == 19
+    memory._store.client = flaky = Flaky(client, [down] * 3)
+    with pytest.raises(reco.Error, match=r"search at MilvusMemory\(.*server unavailable"):
+        memory.search(some.images, 1)
+    assert flaky.calls == 3
+    memory._store.client = flaky = Flaky(client, [MilvusException(code=1100, message="wrong")] * 3)
+    with pytest.raises(reco.Error, match="wrong"):
+        memory.search(some.images, 1)
+    assert flaky.calls == 1  # the server said no: it is not asked again
+    memory._store.client = client
+    assert memory.search(some.images[:1], 1).keys == [["0-0"]]
+
+
+def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(reco.Error, match=f"no Milvus at http://127.0.0.1:{port}"):
+        MilvusMemory(f"http://127.0.0.1:{port}", "icons", timeout=1)
+    assert time.monotonic() - start < 30
+    monkeypatch.setitem(__import__("sys").modules, "pymilvus", None)
+    with pytest.raises(reco.Error, match=r"pip install reco-clip\[milvus\]"):
+        MilvusMemory("x.db", "icons")
+
+
+def test_what_does_not_fit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(reco.Error, match="is not there"):
+        MilvusMemory(uri, "icons")
+    memory = MilvusMemory.create(uri, "icons", DIM, "encoder one")
+    with pytest.raises(reco.Error, match="there already"):
+        MilvusMemory.create(uri, "icons", DIM)
+    with pytest.raises(reco.Error, match="made with encoder encoder one, expected two"):
+        MilvusMemory(uri, "icons", encoder="two")
+    with pytest.raises(reco.Error, match="lacks facts"):
+        MilvusMemory(uri, "icons_reco")
+    some = pairs(3)
+    for arguments, message in (
+        ((some.images[:2], some.texts, some.keys), "expected embeddings"),
+        ((some.images[:, :4], some.texts, some.keys), "expected embeddings"),
+        ((0 * some.images, some.texts, some.keys), "not zero"),
+        ((some.images, some.texts, ["a", "a", "b"]), "differ"),
+        ((some.images, some.texts, ["a", "", "b"]), "empty"),
+        ((some.images, some.texts, ["a", "b", "c"], ["one"]), "one entry a row"),
+        ((some.images, some.texts, ["a", "b", "c" * 70_000]), "at most"),
+    ):
+        with pytest.raises(reco.Error, match=message):
+            memory.add(*arguments)  # type: ignore[arg-type]
+    assert len(memory) == 0
+    memory.add(some.images, some.texts, some.keys)  # type: ignore[arg-type]
+    for options in ({"k": 0}, {"k": 20_000}, {"modality": "sound"}, {"exclude_keys": [["a"]] * 2}):
+        with pytest.raises(reco.Error):
+            memory.search(some.images, **options)
+    with pytest.raises(reco.Error, match="no row 7"):
+        memory.captions([7])
+    monkeypatch.setattr(reco.milvus, "row_of", lambda key: 5)
+    memory.upsert(some.images[:1], some.texts[:1], ["one"])
+    with pytest.raises(reco.Error, match="have one hash"):
+        memory.add(some.images[:1], some.texts[:1], ["two"])

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The corpus through the tokenizers of Hugging Face, and of open_clip and OpenAI as written here from their rules."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import random
+import shutil
+import string
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import pytest
+import regex
+
+import reco
+from text_corpus import EMOJI, corpus
+
+ICONS = Path(__file__).parents[2] / "examples" / "icons" / "clip"
+MAX = 1_000_000
+
+
+class SimpleTokenizer:
+    """Text is cleaned, split by a pattern that ignores case, and each word's bytes are merged, best pair first."""
+
+    def __init__(self, start: str, end: str, clean: str = "lower") -> None:
+        vocabulary = json.loads((ICONS / "vocab.json").read_text(encoding="utf-8"))
+        self.ids = vocabulary | {start: 49406, end: 49407}
+        lines = (ICONS / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
+        self.ranks = {tuple(line.split()): i for i, line in enumerate(lines) if line}
+        self.special, self.clean_up = (start, end), clean
+        names = f"{regex.escape(start)}|{regex.escape(end)}"
+        self.pattern = regex.compile(
+            names + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+        )
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [byte for byte in range(256) if byte not in printable]
+        self.symbols = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.merged = cache(self.merge)
+
+    def clean(self, text: str) -> str:
+        text = ftfy.fix_text(text, fix_encoding=False)
+        text = html.unescape(html.unescape(text)).strip()
+        if self.clean_up == "canonicalize":
+            text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower()
+            return " ".join(text.split())
+        text = " ".join(text.split())
+        return text.lower() if self.clean_up == "lower" else text
+
+    def merge(self, word: str) -> list[int]:
+        if word in self.special:
+            return [self.ids[word]]
+        tokens = [self.symbols[byte] for byte in word.encode()]
+        tokens[-1] += "</w>"
+        while len(tokens) > 1:
+            best = min(zip(tokens, tokens[1:], strict=False), key=lambda pair: self.ranks.get(pair, MAX))
+            if best not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(tokens):
+                joined = tuple(tokens[i : i + 2]) == best
+                merged.append("".join(best) if joined else tokens[i])
+                i += 2 if joined else 1
+            tokens = merged
+        return [self.ids[token] for token in tokens]
+
+    def __call__(self, text: str) -> list[int]:
+        words = self.pattern.findall(self.clean(text))
+        return [49406, *(token for word in words for token in self.merged(word)), 49407]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    made = corpus(22_000)
+    assert len(made) >= 20_000 and "" in made and max(map(len, made)) > 1000
+    return made
+
+
+def test_hugging_face(texts: list[str]) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    reference, tokenizer = transformers.CLIPTokenizer.from_pretrained(ICONS), reco.Tokenizer.load(ICONS)
+    assert tokenizer.cleaning == "hugging face"
+    for text, ids in zip(texts, reference(texts)["input_ids"], strict=True):
+        assert tokenizer.encode(text, MAX) == ids, repr(text)
+    cut = reference(texts, padding="max_length", truncation=True, max_length=77)["input_ids"]
+    np.testing.assert_array_equal(tokenizer(texts), np.array(cut))
+
+
+def open_clip_folder(folder: Path, text_cfg: dict[str, Any]) -> Path:
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(ICONS / name, folder)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text_cfg}}))
+    return folder
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_open_clip(texts: list[str], clean: str, tmp_path: Path) -> None:
+    chosen = texts if clean == "lower" else texts[::7]
+    options = {} if clean == "lower" else {"tokenizer_kwargs": {"clean": clean}}
+    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, options))
+    assert tokenizer.cleaning == f"open_clip {clean}"
+    reference = SimpleTokenizer("<start_of_text>", "<end_of_text>", clean)
+    expected = [reference(text) for text in chosen]
+    for text, ids in zip(chosen, expected, strict=True):
+        assert tokenizer.encode(text, MAX) == ids, repr(text)
+    for row, ids in zip(tokenizer(chosen, 16).tolist(), expected, strict=True):
+        cut = ids if len(ids) <= 16 else [*ids[:15], 49407]
+        assert row == cut + [0] * (16 - len(cut))
+
+
+def test_random_strings(tmp_path: Path) -> None:
+    """Any code points, in any order."""
+    rng = random.Random(11)
+    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, {}))
+    reference = SimpleTokenizer("<start_of_text>", "<end_of_text>")
+    known = [c for c in map(chr, range(0x30000)) if c.isprintable() or c in "\t\n\r\x1b\x85\u2028"]
+    for _ in range(3000):
+        alphabet = rng.choices(known, k=8) + list("&#x;<'\" s1A\u0301\u03a3")
+        text = "".join(rng.choices(alphabet, k=rng.randint(0, 40)))
+        assert tokenizer.encode(text, MAX) == reference(text), repr(text)
+
+
+def test_every_reference_of_html(tmp_path: Path) -> None:
+    from html.entities import html5
+
+    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, {}))
+    reference = SimpleTokenizer("<start_of_text>", "<end_of_text>")
+    for name in html5:
+        for text in (f"a&{name}b", f"<&{name}x;", f"&{name.upper()} {name}"):
+            assert tokenizer.encode(text, MAX) == reference(text), text
+
+
+def test_what_wrong_encodings_become(tmp_path: Path) -> None:
+    """The one repair of ftfy that is not made; it changes nothing else, so most texts are as open_clip has them."""
+    assert ftfy.fix_text("cafÃ©") == "café"
+    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, {}))
+    assert tokenizer.encode("cafÃ©") == tokenizer.encode("caf&Atilde;&copy;") != tokenizer.encode("café")
+    usual = [
+        "Café Zürich, naïve coöperation — “quotes” & ‘apostrophes’… ½ price: 5 €",
+        "Привет, мир",
+        "東京タワー",
+        *EMOJI,
+    ]
+    reference = SimpleTokenizer("<start_of_text>", "<end_of_text>")
+    for text in usual:
+        assert ftfy.fix_encoding(text) == text
+        assert tokenizer.encode(text) == reference(text)
+
+
+def test_openai(texts: list[str], tmp_path: Path) -> None:
+    """The vocabulary as it comes with OpenAI's package: beside the archive, compressed or not."""
+    lines = (ICONS / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
+    content = "\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *lines, *(f"x{i} y" for i in range(50))]).encode()
+    reference = SimpleTokenizer("<|startoftext|>", "<|endoftext|>")
+    (tmp_path / "RN50.pt").touch()
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(content))
+    tokenizer = reco.Tokenizer.load(tmp_path / "RN50.pt")
+    assert (len(tokenizer), tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (49408, 49406, 49407, 0)
+    for text in texts[::11]:
+        assert tokenizer.encode(text, MAX) == reference(text), repr(text)
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").unlink()
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_bytes(content)
+    assert reco.Tokenizer.load(tmp_path / "RN50.pt").encode(texts[7]) == tokenizer.encode(texts[7])
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_bytes(content[:1000])
+    with pytest.raises(reco.Error, match="bpe_simple_vocab_16e6.txt"):
+        reco.Tokenizer.load(tmp_path / "RN50.pt")
+
+
+def test_messages_quote_what_is_no_utf8(tmp_path: Path) -> None:
+    shutil.copy(ICONS / "vocab.json", tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe\n")
+    with pytest.raises(reco.Error, match="merge 1 must be two tokens and a space, got '\ufffd\ufffd'"):
+        reco.Tokenizer.load(tmp_path)
+
+
+def test_open_clip_with_a_hugging_face_tokenizer(tmp_path: Path) -> None:
+    """Cleaned by open_clip, then split as Hugging Face does, whose special tokens and pad hold."""
+    folder = open_clip_folder(tmp_path, {"hf_tokenizer_name": "openai/clip-vit-large-patch14"})
+    tokenizer, plain = reco.Tokenizer.load(folder), reco.Tokenizer.load(ICONS)
+    assert tokenizer.cleaning == "open_clip whitespace" and tokenizer.pad_id == 49407
+    assert tokenizer.encode("A &amp;amp; “B” ﬁx") == plain.encode('A & "B" fix') != plain.encode("A &amp;amp; “B” ﬁx")
