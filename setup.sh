@@ -25,7 +25,8 @@ quietly() {
 
 # --- system packages -------------------------------------------------------------------------------------------------
 packages=(g++ cmake ninja-build ccache pkg-config python3-dev python3-venv libfaiss-dev libopenblas-dev libeigen3-dev
-  libgtest-dev libjpeg-dev libpng-dev zlib1g-dev libwebp-dev libsentencepiece-dev libicu-dev libsqlite3-dev nlohmann-json3-dev)
+  libgtest-dev libjpeg-dev libpng-dev zlib1g-dev libwebp-dev libsentencepiece-dev libicu-dev libsqlite3-dev nlohmann-json3-dev
+  doxygen)
 
 install_packages() {
   local missing=() package
@@ -70,7 +71,9 @@ make_environment() {
     'scikit-build-core>=0.10' 'pybind11==3.0.*' 'cmake>=3.25,<4' ninja 'numpy>=1.24' 'click>=8.1' 'tqdm>=4.64' \
     'pillow>=10' 'matplotlib>=3.7' 'pyarrow>=14' 'jinja2>=3.1' 'scipy>=1.10' 'tomli>=2' 'pytest>=8' \
     'transformers>=5,<5.24' 'safetensors>=0.4' 'ftfy>=6.3' regex 'sentencepiece>=0.2' protobuf 'tensorboard>=2.14' \
-    'scikit-learn>=1.3' 'pymilvus>=2.5' 'milvus-lite>=2.4' 'distributed>=2024.1' ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 types-tqdm
+    'scikit-learn>=1.3' 'nbclient>=0.10' 'nbformat>=5.9' 'ipykernel>=6.25' 'pymilvus>=2.5' 'milvus-lite>=2.4' \
+    'distributed>=2024.1' ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 types-tqdm \
+    'pdoc>=15'
   # For their metrics, prompts and class names alone, which the tests compare with; what else they ask for is large.
   quietly "pip install" .venv/bin/python -m pip install --disable-pip-version-check -q --no-deps \
     clip-benchmark==1.6.2 open_clip_torch==3.3.0

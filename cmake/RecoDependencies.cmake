@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds what reco is made of. The order matters: OpenMP before FAISS, whose package needs it; LibTorch is linked before
 # FAISS, so that its MKL serves FAISS's BLAS calls.
-option(BUILD_SHARED_LIBS "Build reco as a shared library" ON)
+
+# Shared unless it is said otherwise: then its FAISS is nobody else's. A project that adds reco keeps its own default.
+if(DEFINED BUILD_SHARED_LIBS AND NOT BUILD_SHARED_LIBS)
+  set(RECO_LIBRARY_TYPE STATIC)
+else()
+  set(RECO_LIBRARY_TYPE SHARED)
+endif()
 
 find_package(Python COMPONENTS Interpreter REQUIRED)
 
@@ -63,7 +69,7 @@ endif()
 
 add_library(reco_headers INTERFACE)
 target_include_directories(reco_headers INTERFACE
-  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
 target_link_libraries(reco_headers INTERFACE Eigen3::Eigen)
 target_compile_features(reco_headers INTERFACE cxx_std_20)
 

@@ -22,8 +22,8 @@
 #include "io/sha256.h"
 #include "parallel.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 #include "reco/threads.h"
-#include "use_threads.h"
 
 namespace reco {
 
@@ -32,6 +32,7 @@ using nlohmann::json;
 
 /// What load() made; everything below works on it.
 struct LoadedClip {
+  fs::path path;
   ClipOptions options;
   ClipConfig config;
   Preprocess preprocess;
@@ -54,8 +55,7 @@ constexpr const char* kTexts = "clip.encode_texts";
 template <typename Work>
 auto run(const char* tag, const Work& work) {
   try {
-    use_threads();
-    if (at::get_num_threads() != threads()) at::set_num_threads(threads());
+    at::set_num_threads(threads());  // OpenMP's and MKL's: each keeps a number a thread, and torch may have set either
     const c10::InferenceMode guard;
     return work();
   } catch (const c10::Error& error) {
@@ -133,8 +133,8 @@ LoadedClip load_clip(const fs::path& path, const ClipOptions& options) {
   // Hashing and packing the weights take about as long as each other.
   std::future<std::string> fingerprint = std::async(std::launch::async, make_fingerprint, std::cref(folder));
   ClipModel model(folder.config, folder.weights, device, dtype);
-  return {options,       folder.config,          folder.preprocess, folder.tokenizer,           std::move(model),
-          folder.format, folder.weights.dtype(), fingerprint.get(), folder.weights.parameters()};
+  return {fs::absolute(path), options,       folder.config,          folder.preprocess, folder.tokenizer,
+          std::move(model),   folder.format, folder.weights.dtype(), fingerprint.get(), folder.weights.parameters()};
 }
 
 /// For people: "ViT 12 layers x 768, patches of 32", "ResNet 3-4-6-3 x 64".
@@ -153,6 +153,7 @@ std::string architecture(const ClipConfig& config) {
 }
 
 void report(const Progress& progress, const char* what, std::int64_t done, std::int64_t total) {
+  check_interrupt();
   if (progress && !progress(done, total)) fail("interrupted", what, " stopped after ", done, " of ", total);
 }
 
@@ -206,6 +207,8 @@ Matrix encode_readable(const LoadedClip& clip, std::size_t count, const Fill& fi
   const auto guarded = [&](std::int64_t i, std::span<float> out) {
     try {
       fill(i, out);
+    } catch (const Interrupted&) {
+      throw;  // says nothing about the image
     } catch (const std::exception& error) {
       std::fill(out.begin(), out.end(), 0.0F);
       const std::lock_guard lock(mutex);
@@ -343,6 +346,8 @@ std::int64_t Clip::context_length() const { return impl_->config.text.max_positi
 std::int64_t Clip::parameters() const { return impl_->parameters; }
 float Clip::logit_scale() const { return impl_->model.logit_scale(); }
 float Clip::logit_bias() const { return impl_->model.logit_bias(); }
+const fs::path& Clip::path() const { return impl_->path; }
+const ClipOptions& Clip::options() const { return impl_->options; }
 const std::string& Clip::dtype() const { return impl_->options.dtype; }
 const std::string& Clip::device() const { return impl_->options.device; }
 const std::string& Clip::fingerprint() const { return impl_->fingerprint; }

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "clip_encoder.h"
 
+#include <cstdint>
 #include <functional>
 #include <numeric>
 #include <optional>
+
+#include "reco/interrupt.h"
 
 namespace reco {
 
 namespace {
 
 constexpr double kQuickGelu = 1.702;
+
+at::Tensor scaled(const at::Tensor& x, double factor) { return factor == 1.0 ? x : x * factor; }
 
 }  // namespace
 
@@ -27,6 +32,13 @@ at::Tensor load_tensor(const ClipWeights& weights, const std::string& name) {
   return tensor;
 }
 
+at::Tensor view_tensor(const ClipWeights& weights, const std::string& name) {
+  const io::TensorView& view = weights.at(name);
+  const bool aligned = reinterpret_cast<std::uintptr_t>(view.data.data()) % alignof(float) == 0;
+  if (view.dtype != "F32" || !aligned) return load_tensor(weights, name);
+  return at::from_blob(const_cast<std::byte*>(view.data.data()), view.shape, at::kFloat);
+}
+
 at::Tensor split_heads(const at::Tensor& x, std::int64_t n, std::int64_t heads) {
   return x.view({n, x.size(0) / n, heads, x.size(1) / heads}).transpose(1, 2);
 }
@@ -36,12 +48,14 @@ at::Tensor split_heads(const at::Tensor& x, std::int64_t n, std::int64_t heads) 
 ClipMlp::ClipMlp(const ClipTower& config, const ClipWeights& weights, const std::string& norm, const std::string& mlp,
                  const at::TensorOptions& options, const at::Tensor& factor)
     : activation_(config.activation()), epsilon_(config.layer_norm_eps) {
-  const auto get = [&](const std::string& name) { return load_tensor(weights, name); };
+  const auto get = [&](const std::string& name) { return view_tensor(weights, name); };
   const double quick = activation_ == Activation::quick_gelu ? kQuickGelu : 1.0;
-  norm_weight_ = get(norm + ".weight").to(options), norm_bias_ = get(norm + ".bias").to(options);
-  fc1_ = Linear(get(mlp + ".fc1.weight").mul_(quick), get(mlp + ".fc1.bias").mul_(quick), options);
-  at::Tensor weight = get(mlp + ".fc2.weight").div_(quick), bias = get(mlp + ".fc2.bias");
-  if (factor.defined()) weight.mul_(factor.unsqueeze(1)), bias.mul_(factor);
+  norm_weight_ = load_tensor(weights, norm + ".weight").to(options);
+  norm_bias_ = load_tensor(weights, norm + ".bias").to(options);
+  fc1_ = Linear(scaled(get(mlp + ".fc1.weight"), quick), scaled(get(mlp + ".fc1.bias"), quick), options);
+  at::Tensor weight = get(mlp + ".fc2.weight"), bias = get(mlp + ".fc2.bias");
+  if (quick != 1.0) weight = weight / quick;
+  if (factor.defined()) weight = weight * factor.unsqueeze(1), bias = bias * factor;
   fc2_ = Linear(weight, bias, options);
 }
 
@@ -61,18 +75,19 @@ ClipEncoder::ClipEncoder(const ClipTower& config, const std::string& model, cons
 // Keys and values are one product; queries are another, as the last layer wants few of them.
 ClipEncoder::Layer ClipEncoder::load_layer(const std::string& prefix, const ClipWeights& weights,
                                            const at::TensorOptions& options) const {
-  const auto get = [&](const std::string& name) { return load_tensor(weights, prefix + name); };
+  const auto get = [&](const std::string& name) { return view_tensor(weights, prefix + name); };
+  const auto own = [&](const std::string& name) { return load_tensor(weights, prefix + name).to(options); };
   const auto both = [&](const std::string& kind) {
     return at::cat({get("self_attn.k_proj." + kind), get("self_attn.v_proj." + kind)});
   };
   Layer layer;
-  layer.norm_weight = get("layer_norm1.weight").to(options), layer.norm_bias = get("layer_norm1.bias").to(options);
+  layer.norm_weight = own("layer_norm1.weight"), layer.norm_bias = own("layer_norm1.bias");
   layer.q = Linear(get("self_attn.q_proj.weight"), get("self_attn.q_proj.bias"), options);
   layer.kv = Linear(both("weight"), both("bias"), options);
   at::Tensor out = get("self_attn.out_proj.weight"), bias = get("self_attn.out_proj.bias"), factor;
   if (config_.layer_scale) {
     const at::Tensor first = get("layer_scale1");
-    out.mul_(first.unsqueeze(1)), bias.mul_(first);
+    out = out * first.unsqueeze(1), bias = bias * first;
     factor = get("layer_scale2");
   }
   layer.out = Linear(out, bias, options);
@@ -82,6 +97,7 @@ ClipEncoder::Layer ClipEncoder::load_layer(const std::string& prefix, const Clip
 
 at::Tensor ClipEncoder::pick(at::Tensor x, const at::Tensor& positions, bool causal) const {
   for (std::size_t i = 0; i + 1 < layers_.size(); ++i) {
+    check_interrupt();
     x = layers_[i].mlp(attend(layers_[i], x, positions.size(0), causal));
   }
   // One token of the last layer is wanted; the others only serve as its keys and values.
@@ -89,7 +105,10 @@ at::Tensor ClipEncoder::pick(at::Tensor x, const at::Tensor& positions, bool cau
 }
 
 at::Tensor ClipEncoder::all(at::Tensor x, std::int64_t n) const {
-  for (const Layer& layer : layers_) x = layer.mlp(attend(layer, x, n, false));
+  for (const Layer& layer : layers_) {
+    check_interrupt();
+    x = layer.mlp(attend(layer, x, n, false));
+  }
   return x;
 }
 

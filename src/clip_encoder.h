@@ -30,6 +30,10 @@ class ClipScratch {
 /// One of the weights as float32 on the CPU.
 at::Tensor load_tensor(const ClipWeights& weights, const std::string& name);
 
+/// The same for whoever only computes from it, as long as `weights` live: the file's own bytes where they will do. A
+/// copy of all of them costs as much as the first image.
+at::Tensor view_tensor(const ClipWeights& weights, const std::string& name);
+
 /// x + fc2(activation(fc1(LayerNorm(x)))), the second half of a transformer layer.
 class ClipMlp {
  public:

@@ -2,6 +2,7 @@
 #include "clip_resnet.h"
 
 #include "clip_encoder.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -79,7 +80,10 @@ at::Tensor ClipResnet::pool(const at::Tensor& x) const {
 
 at::Tensor ClipResnet::operator()(const at::Tensor& pixels) const {
   at::Tensor x = stem(pixels);
-  for (const Block& block : blocks_) x = residual(block, x);
+  for (const Block& block : blocks_) {
+    check_interrupt();
+    x = residual(block, x);
+  }
   return pool(x);
 }
 

@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -13,6 +14,7 @@
 #include "fusion_layer.h"
 #include "parallel.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 #include "reco/threads.h"
 
 namespace reco {
@@ -20,6 +22,7 @@ namespace reco {
 namespace {
 
 constexpr std::int64_t kRowsAtOnce = 1024;
+constexpr std::int64_t kScoresAtOnce = std::int64_t{1} << 26;  // 256 MB, a second of work on a few cores
 
 at::Tensor tensor(const MatrixView& matrix) { return fusion::view(matrix, {matrix.rows(), matrix.cols()}); }
 
@@ -44,8 +47,10 @@ void for_blocks(const MatrixView& a, const MatrixView& b, const Visit& visit) {
   const c10::NoGradGuard no_grad;
   const auto left = tensor(a);
   const auto right = tensor(b).t();
-  for (std::int64_t first = 0; first < a.rows(); first += kRowsAtOnce) {
-    const auto block = at::matmul(left.narrow(0, first, std::min<std::int64_t>(kRowsAtOnce, a.rows() - first)), right);
+  const auto rows = std::clamp<std::int64_t>(kScoresAtOnce / b.rows(), 1, kRowsAtOnce);
+  for (std::int64_t first = 0; first < a.rows(); first += rows) {
+    check_interrupt();
+    const auto block = at::matmul(left.narrow(0, first, std::min<std::int64_t>(rows, a.rows() - first)), right);
     visit(first, Eigen::Map<const Matrix>(block.const_data_ptr<float>(), block.size(0), block.size(1)));
   }
 }
@@ -65,6 +70,21 @@ void count(std::int64_t rank, double& at1, double& at5, double& at10) {
   at10 += rank < 10;
 }
 
+// In the order in which NumPy sums (pairwise, Higham 1993), so that a mean is NumPy's to the last digit.
+double numpy_sum(std::span<const double> values) {
+  constexpr std::size_t lanes = 8, block = 128;
+  const std::size_t n = values.size();
+  if (n > block) {
+    const std::size_t half = n / 2 - n / 2 % lanes;
+    return numpy_sum(values.first(half)) + numpy_sum(values.subspan(half));
+  }
+  std::array<double, lanes> r{};
+  const std::size_t even = n < lanes ? 0 : n - n % lanes;
+  for (std::size_t i = 0; i < even; ++i) r[i % lanes] += values[i];
+  const double sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+  return std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(even), values.end(), sum);
+}
+
 double mean_recall(std::span<const std::int64_t> labels, const std::vector<std::int64_t>& predictions) {
   std::map<std::int64_t, std::pair<double, double>> classes;  // right, all
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -72,9 +92,9 @@ double mean_recall(std::span<const std::int64_t> labels, const std::vector<std::
     right += predictions[i] == labels[i];
     all += 1;
   }
-  double sum = 0;
-  for (const auto& [label, counts] : classes) sum += counts.first / counts.second;
-  return sum / static_cast<double>(classes.size());
+  std::vector<double> recalls;
+  for (const auto& [label, counts] : classes) recalls.push_back(counts.first / counts.second);
+  return numpy_sum(recalls) / static_cast<double>(recalls.size());
 }
 
 // Items by their number (of a unit or group); without numbers there is nothing to group by.
@@ -174,6 +194,7 @@ Classification classify(const MatrixView& images, const MatrixView& classes, std
   double at10 = 0;
   for_blocks(images, classes, [&](std::int64_t first, const auto& scores) {
     for (std::int64_t i = 0; i < scores.rows(); ++i) {
+      check_interrupt();
       std::int64_t best = 0;
       scores.row(i).maxCoeff(&best);
       out.predictions.push_back(best);
@@ -192,6 +213,7 @@ Matrix vote(const Neighbors& neighbors, std::span<const std::int64_t> labels, st
         " labels of one class or more, got ", labels.size(), " and ", classes);
   Matrix out = Matrix::Zero(n, classes);
   for (std::int64_t i = 0; i < n; ++i) {
+    check_interrupt();
     const float best = k > 0 ? neighbors.scores.row(i).maxCoeff() : 0.0F;
     float sum = 0;
     for (std::int64_t j = 0; j < k; ++j) {
@@ -215,6 +237,7 @@ Matrix blend(const MatrixView& cosines, const MatrixView& votes, float logit_sca
   check(weight >= 0 && weight <= 1, "evaluation.blend", "weight must be from 0 to 1, got ", weight);
   Matrix out(cosines.rows(), cosines.cols());
   for (std::int64_t i = 0; i < out.rows(); ++i) {
+    check_interrupt();
     const Matrix odds = (logit_scale * (cosines.row(i).array() - cosines.row(i).maxCoeff())).exp();
     out.row(i) = (1 - weight) * odds / odds.sum() + weight * votes.row(i);
   }
@@ -258,6 +281,7 @@ std::vector<std::int64_t> ranks(const MatrixView& queries, const MatrixView& can
   std::vector<std::int64_t> out(right.size(), candidates.rows());
   for_blocks(queries, candidates, [&](std::int64_t first, const auto& scores) {
     for (std::int64_t i = 0; i < scores.rows(); ++i) {
+      check_interrupt();
       const auto query = static_cast<std::size_t>(first + i);
       for (const auto j : right[query]) out[query] = std::min(out[query], rank_of(scores.row(i), j));
     }
@@ -307,6 +331,7 @@ Matrix average_prompts(const MatrixView& embeddings, std::int64_t templates) {
         templates, " rows, got ", embeddings.rows());
   Matrix out(embeddings.rows() / templates, embeddings.cols());
   for (std::int64_t i = 0; i < out.rows(); ++i) {
+    check_interrupt();
     out.row(i) = embeddings.middleRows(i * templates, templates).colwise().mean().normalized();
   }
   return out;

@@ -12,6 +12,7 @@
 #include "fusion_layer.h"
 #include "io/safetensors.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 #include "reco/threads.h"
 
 namespace reco {
@@ -162,6 +163,7 @@ FusionOutput Fusion::fuse(Modality modality, const MatrixView& queries, const Ne
   const c10::NoGradGuard no_grad;
   const auto all = fusion::batch(queries, neighbors);
   for (std::int64_t first = 0; first < n; first += kRowsAtOnce) {
+    check_interrupt();
     const auto part = rows_of(all, first, std::min<std::int64_t>(kRowsAtOnce, n - first));
     const auto fused = fusion::fuse(impl_->config, impl_->parameters, fusion::side_name(modality), part);
     store(fused.embeddings, out.embeddings, first);

@@ -8,6 +8,7 @@
 
 #include "fusion_gate.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco::fusion {
 
@@ -60,6 +61,7 @@ Attended encode(const FusionConfig& config, const Side& side, const Batch& batch
   const auto bias = at::zeros_like(absent, batch.queries.options()).masked_fill(absent, -1e9).unsqueeze(1).unsqueeze(1);
   at::Tensor weights;
   for (std::int64_t i = 0; i < config.layers; ++i) {
+    check_interrupt();
     const auto layer = "layers." + std::to_string(i);
     const auto queries = i + 1 == config.layers ? 1 : x.size(1);
     const auto attended = attend(side, layer, side.layer_norm(x, layer + ".norm1"), bias, config.heads, queries);

@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "reco/error.h"
 #include "reco/image.h"
+#include "reco/interrupt.h"
 
 // After <cstdio>, whose names it uses without including it.
 #include <jerror.h>
@@ -91,15 +92,19 @@ class Jpeg {
   /// Thousands of scans over a large image are an attack.
   static void on_progress(j_common_ptr state) {
     auto* self = reinterpret_cast<j_decompress_ptr>(state);
-    if (self->input_scan_number <= 1000) return;
     auto* errors = reinterpret_cast<Errors*>(state->err);
+    if (interrupted()) std::longjmp(errors->jump, 1);
+    if (self->input_scan_number <= 1000) return;
     std::strcpy(errors->message, "more than 1,000 scans");
     std::longjmp(errors->jump, 1);
   }
 
   template <typename Step>
   void run(const Step& step) {
-    if (setjmp(errors_.jump) != 0) fail(tag, "cannot read the JPEG '", name_, "': ", errors_.message);
+    if (setjmp(errors_.jump) != 0) {
+      check_interrupt();
+      fail(tag, "cannot read the JPEG '", name_, "': ", errors_.message);
+    }
     step();
   }
 
@@ -208,7 +213,10 @@ class Png {
     png_read_update_info(png_, info_);
     if (png_get_rowbytes(png_, info_) != row_bytes) png_error(png_, "rows of an unexpected length");
     for (int pass = 0; pass < passes; ++pass) {
-      for (std::size_t y = 0; y < height; ++y) png_read_row(png_, out + y * row_bytes, nullptr);
+      for (std::size_t y = 0; y < height; ++y) {
+        check_interrupt();
+        png_read_row(png_, out + y * row_bytes, nullptr);
+      }
     }
   }
 

@@ -90,9 +90,8 @@ std::pair<std::string_view, std::optional<std::string_view>> name_of(Activation 
 }  // namespace
 
 Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, const at::TensorOptions& options)
-    : weight_(weight.to(options)), bias_(bias.to(options)) {
-  if (can_pack(options)) weight_ = pack(weight_);
-}
+    : weight_(can_pack(options) ? pack(weight.to(options)) : weight.to(options, false, /*copy=*/true)),
+      bias_(bias.to(options, false, /*copy=*/true)) {}
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
   return weight_.is_mkldnn() ? product(x, weight_, bias_, "none") : at::addmm(bias_, x, weight_.t());

@@ -13,7 +13,7 @@ namespace reco {
 class Linear {
  public:
   Linear() = default;
-  /// weight: [out, in], bias: [out], both float32 on the CPU; kept with these options' dtype and device.
+  /// weight: [out, in], bias: [out], both float32 on the CPU; copied to these options' dtype and device.
   Linear(const at::Tensor& weight, const at::Tensor& bias, const at::TensorOptions& options);
 
   /// x: [n, in] of the options' dtype and device. Returns [n, out].

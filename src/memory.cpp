@@ -119,9 +119,12 @@ Neighbors Memory::search(const MatrixView& queries, const SearchOptions& options
   for (const auto& keys : options.exclude_keys) search.excluded.push_back(impl_->store.find_all(keys));
   Neighbors found;
   found.k = options.k;
-  search_rows(*snapshot, unit, search, found.rows, found.scores);
-  if (!options.partners) return found;
   const Modality other = options.modality == Modality::image ? Modality::text : Modality::image;
+  const auto prefetch = [&](std::span<const std::int64_t> rows) {
+    if (options.partners) snapshot->prefetch(rows, other);
+  };
+  search_rows(*snapshot, unit, search, found.rows, found.scores, prefetch);
+  if (!options.partners) return found;
   found.partners = snapshot->gather({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, other);
   return found;
 }

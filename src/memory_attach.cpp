@@ -9,6 +9,7 @@
 #include "memory_store.h"
 #include "parallel.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -62,6 +63,7 @@ void MemoryStore::attach(const std::array<fs::path, 2>& files, const RowInfo& in
   std::vector<std::int64_t> left_out;
   Change change = begin_change();
   for (std::int64_t i = 0; i < rows; ++i) {
+    check_interrupt();
     const std::string& key = info.keys[i];
     if (key.empty()) left_out.push_back(change.state.rows + i);
     const bool there = !key.empty() && database.find(key) >= 0;

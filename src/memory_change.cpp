@@ -9,6 +9,7 @@
 #include "memory_input.h"
 #include "memory_store.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -70,6 +71,7 @@ void insert_rows(MemoryDatabase& database, const RowInfo& info, const std::vecto
                  std::int64_t first_row) {
   MemoryText text;
   for (std::size_t i = 0; i < info.keys.size(); ++i) {
+    check_interrupt();
     text.key = info.keys[i];
     text.caption = info.captions.empty() ? "" : info.captions[i];
     text.metadata = info.metadata.empty() ? "{}" : info.metadata[i];
@@ -108,6 +110,7 @@ void MemoryStore::add(const MatrixView& images, const MatrixView& texts, const R
   MemoryDatabase& database = writer(tag);
   std::vector<std::int64_t> replaced;
   for (const std::string& key : info.keys) {
+    check_interrupt();
     const std::int64_t row = database.find(key);
     if (row >= 0 && !replace) fail(tag, "the key '", key, "' is already in '", folder_.string(), "'");
     if (row >= 0) replaced.push_back(row);
@@ -120,6 +123,7 @@ void MemoryStore::add(const MatrixView& images, const MatrixView& texts, const R
   std::vector<MemoryShard> shards;
   std::vector<std::int64_t> hashes(info.keys.size());
   for (std::int64_t first = 0; first < batch.rows(); first += shards.back().rows) {
+    check_interrupt();
     shards.push_back(
         write_shard(folder_, format_, batch, first, ++change.last_shard, change.state.rows, files, hashes));
     change.state.add(shards.back());
@@ -142,6 +146,7 @@ void MemoryStore::remove(std::span<const std::string> keys) {
   MemoryDatabase& database = writer(tag);
   std::set<std::int64_t> rows;
   for (const std::string& key : keys) {
+    check_interrupt();
     const std::int64_t row = database.find(key);
     if (row < 0) fail(tag, "the key '", key, "' is not in '", folder_.string(), "'");
     rows.insert(row);
@@ -151,7 +156,10 @@ void MemoryStore::remove(std::span<const std::string> keys) {
   for (const std::int64_t row : rows) change.state.remove(row);
   change.snapshot->remove(std::vector<std::int64_t>(rows.begin(), rows.end()));
   io::Transaction transaction(database.connection(), io::Transaction::Kind::write);
-  for (const std::int64_t row : rows) database.remove_row(row);
+  for (const std::int64_t row : rows) {
+    check_interrupt();
+    database.remove_row(row);
+  }
   database.write_state(change.state);
   commit(transaction, std::move(change));
 }

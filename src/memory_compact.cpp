@@ -7,6 +7,7 @@
 #include "io/sha256.h"
 #include "memory_store.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -26,7 +27,10 @@ std::string write_npy(const fs::path& path, const std::string& dtype, const std:
   parts.insert(parts.end(), data.begin(), data.end());
   io::Sha256 sha;
   bytes = 0;
-  for (const auto part : parts) sha.update(part), bytes += static_cast<std::int64_t>(part.size());
+  for (const auto part : parts) {
+    check_interrupt();
+    sha.update(part), bytes += static_cast<std::int64_t>(part.size());
+  }
   io::write_file_durably(path, parts);
   return sha.finish();
 }

@@ -9,6 +9,7 @@
 
 #include "io/sha256.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -384,6 +385,8 @@ std::vector<std::int64_t> MemoryDatabase::select(const std::string& where) {
     io::Statement statement =
         database_.prepare_restricted("SELECT row FROM rows WHERE live = 1 AND (" + where + "\n) ORDER BY row", "rows");
     while (statement.step()) rows.push_back(statement.integer(0));
+  } catch (const Interrupted&) {
+    throw;
   } catch (const Error& error) {
     fail(tag, "the condition '", where, "': ", error.what());
   }

@@ -10,6 +10,7 @@
 #include <faiss/IndexPQ.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
+#include <faiss/impl/AuxIndexStructures.h>
 #include <faiss/index_factory.h>
 #include <faiss/index_io.h>
 
@@ -24,7 +25,7 @@ namespace reco {
 namespace {
 
 constexpr const char* kTag = "memory.index";
-constexpr std::int64_t kChunkRows = 16'384;
+constexpr std::int64_t kChunkRows = 2'048;  // added before it can be stopped: a graph takes a second for them
 constexpr std::int64_t kTrainingRows = 262'144;
 using Id = decltype(faiss::Index::ntotal);
 
@@ -176,7 +177,10 @@ class FaissBuilder final : public IndexBuilder {
       const auto chunk = rows.subspan(first, std::min<std::size_t>(kChunkRows, rows.size() - first));
       const Matrix data = source_.snapshot.gather(chunk, modality());
       const std::vector<Id> ids(chunk.begin(), chunk.end());
-      with_faiss(kTag, [&] { map_->add_with_ids(data.rows(), data.data(), ids.data()); });
+      with_faiss(kTag, [&] {
+        const InterruptScope to_the_end({});  // or the index would be left half filled
+        map_->add_with_ids(data.rows(), data.data(), ids.data());
+      });
       build_.report(data.rows());
     }
   }
@@ -209,7 +213,22 @@ class FaissBuilder final : public IndexBuilder {
   std::unique_ptr<faiss::IndexIDMap> map_;
 };
 
+/// Asks what InterruptScope asks. FAISS calls it from any thread; only the one with a scope may be stopped.
+struct FaissInterrupt final : faiss::InterruptCallback {
+  bool want_interrupt() override { return interrupted(); }
+};
+
 }  // namespace
+
+void make_faiss_interruptible() {
+  static const bool done = [] {
+    const std::lock_guard lock(faiss::InterruptCallback::lock);
+    auto& instance = faiss::InterruptCallback::instance;
+    if (!instance) instance = std::make_unique<FaissInterrupt>();  // a host that shares FAISS may have its own
+    return true;
+  }();
+  static_cast<void>(done);
+}
 
 std::shared_ptr<MemoryIndex> load_faiss(const std::filesystem::path& path, std::int64_t dim) {
   return std::make_shared<FaissIndex>(path, dim);

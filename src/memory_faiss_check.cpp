@@ -182,6 +182,7 @@ void limit_memory(const std::filesystem::path& path) {
 
 /// Runs in the child: what is wrong, or the number of rows.
 std::string examine(const std::filesystem::path& path, std::int64_t dim, std::int64_t rows) {
+  const InterruptScope to_the_end({});  // whoever is asked may wait for threads that a child does not have
   try {
     limit_memory(path);
     omp_set_num_threads(1);

@@ -24,7 +24,7 @@ namespace {
 constexpr const char* kTag = "memory.index";
 /// Candidates considered for the links of a new node: FAISS's 40 leaves recall behind, above 100 brings little.
 constexpr int kConstructionEffort = 80;
-constexpr std::int64_t kChunkRows = 16'384;
+constexpr std::int64_t kChunkRows = 2'048;  // linked before it can be stopped: about a second
 constexpr std::int64_t kMostLinks = 256;
 
 using Node = std::int32_t;
@@ -136,7 +136,10 @@ class Graph final : public MemoryIndex {
     std::size_t count = 0;
     std::size_t gone_count = 1;
     for (std::size_t passed = 0; passed < gone_count; ++passed) {
-      for (const Node next : links(gone[passed], level)) {
+      const auto linked = links(gone[passed], level);
+      // All at once, or each would be waited for in turn. One below zero ends the links.
+      for (const Node next : linked) __builtin_prefetch(rows_.data() + std::max(next, 0));
+      for (const Node next : linked) {
         if (next < 0 || count == kMostFound) break;
         check(static_cast<std::size_t>(next) < rows_.size(), kTag, "'", file_.path().string(),
               "' is damaged: a link to node ", next);
@@ -308,7 +311,10 @@ class GraphBuilder final : public IndexBuilder {
       const auto chunk = rows.subspan(first, std::min<std::size_t>(kChunkRows, rows.size() - first));
       rows_.insert(rows_.end(), chunk.begin(), chunk.end());
       const Matrix data = source_.snapshot.gather(chunk, modality);
-      with_faiss(kTag, [&] { index_.add(data.rows(), data.data()); });
+      with_faiss(kTag, [&] {
+        const InterruptScope to_the_end({});  // or the graph would be left half linked
+        index_.add(data.rows(), data.data());
+      });
       build_.report(data.rows());
     }
   }

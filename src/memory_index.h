@@ -24,6 +24,7 @@
 #include "io/safetensors.h"
 #include "memory_candidates.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 #include "reco/types.h"
 
 namespace reco {
@@ -146,9 +147,13 @@ std::span<const T> index_tensor(const io::Safetensors& file, const char* name, c
 std::int64_t check_faiss_file(const std::filesystem::path& path, const std::string& name, std::int64_t dim,
                               std::int64_t rows);
 
+/// From the first call on, FAISS's training and searches end early where the calling thread shall stop.
+void make_faiss_interruptible();
+
 /// Runs work that calls FAISS: its exceptions become Errors.
 template <typename Work>
 auto with_faiss(const char* tag, const Work& work) {
+  make_faiss_interruptible();
   try {
     return work();
   } catch (const Error&) {
@@ -156,6 +161,7 @@ auto with_faiss(const char* tag, const Work& work) {
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
+    check_interrupt();
     fail(tag, "FAISS: ", error.what());
   }
 }

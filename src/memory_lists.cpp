@@ -208,15 +208,14 @@ class ListsBuilder final : public IndexBuilder {
       Matrix data(static_cast<Eigen::Index>(chunk.size()), nearest_->padded_dim());
       data.leftCols(dim) = source_.snapshot.gather(chunk, modality);
       data.rightCols(nearest_->padded_dim() - dim).setZero();
-      const std::size_t old = rows_.size();
-      rows_.insert(rows_.end(), chunk.begin(), chunk.end());
-      list_of_.resize(rows_.size());
+      std::vector<std::int32_t> lists(chunk.size());
       parallel_for((data.rows() + kBlockRows - 1) / kBlockRows, [&](std::int64_t block) {
         const std::int64_t begin = block * kBlockRows;
         const auto found = nearest_->nearest(data.row(begin).data(), std::min(kBlockRows, data.rows() - begin), 1);
-        for (std::size_t i = 0; i < found.size(); ++i)
-          list_of_[old + static_cast<std::size_t>(begin) + i] = found[i][0];
+        for (std::size_t i = 0; i < found.size(); ++i) lists[static_cast<std::size_t>(begin) + i] = found[i][0];
       });
+      rows_.insert(rows_.end(), chunk.begin(), chunk.end());  // all of the chunk or, where that was stopped, none
+      list_of_.insert(list_of_.end(), lists.begin(), lists.end());
       build_.report(static_cast<std::int64_t>(chunk.size()));
     }
   }

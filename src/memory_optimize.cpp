@@ -17,6 +17,7 @@
 #include "memory_search.h"
 #include "memory_store.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -220,6 +221,7 @@ class Checkpoint {
   }
 
   void write(const IndexBuilder& builder) const {
+    const InterruptScope to_the_end({});
     builder.write(path_);
     const std::string note = identity_ + sha256_of_file();
     const std::array parts{std::as_bytes(std::span(note))};
@@ -273,7 +275,18 @@ void add_resumably(IndexBuilder& builder, const Rows& rows, const Checkpoint& ch
       last = Clock::now();
     }
   } catch (...) {
-    if (stopped && done > before) checkpoint.write(builder);
+    if ((stopped || interrupted()) && done > before) checkpoint.write(builder);
+    throw;
+  }
+}
+
+/// Tunes an index that a builder wrote; leaves a checkpoint when that is stopped.
+double tune_resumably(const Tuner& tuner, MemoryIndex& index, MemoryIndexFile& file, const IndexBuilder& builder,
+                      const Checkpoint& checkpoint) {
+  try {
+    return tuner.tune(index, file);
+  } catch (const Interrupted&) {
+    checkpoint.write(builder);
     throw;
   }
 }
@@ -320,6 +333,7 @@ IndexInfo MemoryStore::optimize_side(std::size_t side, const OptimizeOptions& op
   const auto report = [&](std::int64_t more) {
     done += more;
     stopped = true;  // which progress may also tell by throwing
+    check_interrupt();
     if (progress && !progress(done, 2 * count)) fail("interrupted", "optimize stopped after ", done, " of ", 2 * count);
     stopped = false;
   };
@@ -339,7 +353,8 @@ IndexInfo MemoryStore::optimize_side(std::size_t side, const OptimizeOptions& op
   IndexInfo info;
   {
     const auto index = load_index(path, file, dim());
-    info.search_seconds = Tuner(*snapshot, held_out, side, options).tune(*index, file);
+    const Tuner tuner(*snapshot, held_out, side, options);
+    info.search_seconds = tune_resumably(tuner, *index, file, *builder, checkpoint);
   }
   builder->add(held_out);
   builder->write(path);

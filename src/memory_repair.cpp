@@ -9,6 +9,7 @@
 #include "io/sha256.h"
 #include "memory_store.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -56,6 +57,8 @@ std::vector<std::int64_t> numbers_of(const MemoryShard& shard, const fs::path& f
       const auto* first = shard_numbers(file.bytes(), shard.numbers_file(folder).string(), shard);
       return {first, first + shard.rows};
     }
+  } catch (const Interrupted&) {
+    throw;
   } catch (const Error&) {  // the database may still know
   }
   for (const IntactRow& row : intact) {
@@ -79,6 +82,7 @@ struct Salvage {
     for (std::size_t side = 0; side < 2; ++side) sides[side] = read_side(shard, shard.file(folder, side), format);
     const auto count = std::min({sides[0].count, sides[1].count, static_cast<std::int64_t>(numbers.size())});
     for (std::int64_t i = 0; i < count; ++i) {
+      check_interrupt();
       const auto found = std::lower_bound(intact.begin(), intact.end(), numbers[i],
                                           [](const IntactRow& row, std::int64_t number) { return row.row < number; });
       if (found == intact.end() || found->row != numbers[i] || data_hash(i, format) != found->data_hash) continue;
@@ -111,6 +115,8 @@ bool intact_file(const fs::path& path, std::int64_t bytes, const std::string& sh
   try {
     const io::MappedFile file(path);
     return static_cast<std::int64_t>(file.bytes().size()) == bytes && io::sha256(file.bytes()) == sha256;
+  } catch (const Interrupted&) {
+    throw;
   } catch (const Error&) {
     return false;
   }

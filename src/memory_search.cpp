@@ -161,7 +161,7 @@ void fill_exactly(const QueryGroup& group, const std::vector<std::int64_t>& quer
 }  // namespace
 
 void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const MemorySearch& search, IndexMatrix& rows,
-                 Matrix& scores) {
+                 Matrix& scores, const std::function<void(std::span<const std::int64_t>)>& done) {
   rows.resize(queries.rows(), search.k);
   scores.resize(queries.rows(), search.k);
   const auto& slot = snapshot.indexes[side_index(search.modality)];
@@ -170,17 +170,20 @@ void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const Me
   const auto index = slot && !search.exact && !few ? slot->get() : nullptr;
   const std::int64_t size = std::clamp<std::int64_t>(kMostCandidates / search.k, 16, 1024);
   for (std::int64_t first = 0; first < queries.rows(); first += size) {
+    check_interrupt();
     const QueryGroup group(snapshot, search, queries, first, std::min(size, queries.rows() - first));
     Candidates best(group);
     if (few) {
       scan_only(group, best);
-      write_results(group, best, rows, scores);
-      continue;
+    } else {
+      if (index) index->search(group, best);
+      scan_rows(group, index ? slot->file().end_row : 0, best);
+      if (index) fill_exactly(group, unfilled(group, best), best);
     }
-    if (index) index->search(group, best);
-    scan_rows(group, index ? slot->file().end_row : 0, best);
-    if (index) fill_exactly(group, unfilled(group, best), best);
     write_results(group, best, rows, scores);
+    if (done && first + size < queries.rows()) {
+      done({rows.row(first).data(), static_cast<std::size_t>(group.count * search.k)});
+    }
   }
 }
 

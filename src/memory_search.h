@@ -16,9 +16,9 @@ namespace reco {
 
 /// The k best live rows of each unit query by inner product, best first, the lower row first among equals; where fewer
 /// are left, row -1 and score 0. The same whatever the threads and whatever else is in the batch, in every kind of
-/// search.
+/// search. `done`, if any, is told the rows that a part of the queries found while others are still to be searched.
 void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const MemorySearch& search, IndexMatrix& rows,
-                 Matrix& scores);
+                 Matrix& scores, const std::function<void(std::span<const std::int64_t>)>& done = {});
 
 /// Calls found(query, candidate) for every live row that is at least as similar to a unit query as that, with search.k
 /// for a start.

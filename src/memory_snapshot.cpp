@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory_snapshot.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
 #include "io/file.h"
 #include "io/npy.h"
+#include "parallel.h"
 #include "reco/error.h"
 
 namespace reco {
@@ -19,6 +23,8 @@ constexpr std::int64_t kSmallFile = 256 << 10;
 constexpr std::int64_t kChunkBytes = 8 << 20;
 /// Shards mapped at most; two maps each stay well below Linux's default limit of 65,530.
 constexpr std::int64_t kMostMapped = 16'384;
+/// Rows that a thread gathers at once.
+constexpr std::int64_t kGatheredRows = 256;
 
 std::shared_ptr<MemorySegment::Chunk> make_chunk(std::int64_t rows, std::int64_t row_bytes) {
   auto chunk = std::make_shared<MemorySegment::Chunk>();
@@ -87,11 +93,10 @@ Matrix MemorySnapshot::gather(std::span<const std::int64_t> wanted, Modality mod
   std::iota(order.begin(), order.end(), std::int64_t{0});
   std::sort(order.begin(), order.end(), [&](auto a, auto b) { return wanted[a] < wanted[b]; });
   const auto row_bytes = static_cast<std::size_t>(dim()) * sizeof(float);
-#pragma omp parallel for schedule(static) if (count > 256)
-  for (std::int64_t i = 0; i < count; ++i) {
+  const auto read = [&](std::int64_t i) {
     const std::int64_t row = wanted[order[i]];
     float* to = out.row(order[i]).data();
-    if (i > 0 && row == wanted[order[i - 1]]) continue;  // copied by the first of its equals
+    if (i > 0 && row == wanted[order[i - 1]]) return;  // copied by the first of its equals
     const std::byte* data = row_data(row, side_index(modality));
     if (data == nullptr) {
       std::memset(to, 0, row_bytes);
@@ -101,8 +106,33 @@ Matrix MemorySnapshot::gather(std::span<const std::int64_t> wanted, Modality mod
     for (std::int64_t j = i + 1; j < count && wanted[order[j]] == row; ++j) {
       std::memcpy(out.row(order[j]).data(), to, row_bytes);
     }
-  }
+  };
+  const auto read_block = [&](std::int64_t block) {
+    const std::int64_t end = std::min(count, (block + 1) * kGatheredRows);
+    for (std::int64_t i = block * kGatheredRows; i < end; ++i) read(i);
+  };
+  parallel_for((count + kGatheredRows - 1) / kGatheredRows, read_block);
   return out;
+}
+
+void MemorySnapshot::prefetch(std::span<const std::int64_t> wanted, Modality modality) const {
+  static const auto page_bytes = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  std::vector<std::uintptr_t> pages;
+  for (const std::int64_t row : wanted) {
+    const Place found = place(row);
+    if (found.segment == nullptr || !found.segment->map) continue;
+    const auto begin = reinterpret_cast<std::uintptr_t>(found.segment->sides[side_index(modality)]) +
+                       static_cast<std::uintptr_t>(found.index * format.bytes());
+    const std::uintptr_t end = begin + static_cast<std::uintptr_t>(format.bytes());
+    for (std::uintptr_t page = begin / page_bytes; page * page_bytes < end; ++page) pages.push_back(page);
+  }
+  std::sort(pages.begin(), pages.end());
+  pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
+  for (std::size_t i = 0, next = 0; i < pages.size(); i = next) {
+    while (next < pages.size() && pages[next] - pages[i] == next - i) ++next;
+    // Advice: where it fails, gather() waits for the disk, as it would have.
+    madvise(reinterpret_cast<void*>(pages[i] * page_bytes), (next - i) * page_bytes, MADV_WILLNEED);
+  }
 }
 
 namespace {

@@ -114,6 +114,9 @@ struct MemorySnapshot {
   /// One side's embeddings of rows, zeros for those that are nowhere: each row is read once, in the order of the files.
   Matrix gather(std::span<const std::int64_t> rows, Modality modality) const;
 
+  /// Asks the system to read what gather() will want of mapped files while other work goes on; returns at once.
+  void prefetch(std::span<const std::int64_t> rows, Modality modality) const;
+
   /// Opens a shard's files and appends its rows. Throws Error naming the file that does not fit the shard.
   void append(const std::filesystem::path& folder, const MemoryShard& shard);
 

@@ -7,6 +7,7 @@
 
 #include "io/file.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -192,6 +193,7 @@ std::vector<std::int64_t> MemoryStore::find_all(std::span<const std::string> key
   const std::lock_guard lock(read_mutex_);
   std::vector<std::int64_t> rows;
   for (const std::string& key : keys) {
+    check_interrupt();
     const auto found = reader("memory.search").find_all(key);
     rows.insert(rows.end(), found.begin(), found.end());
   }
@@ -224,6 +226,7 @@ std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
   MemoryDatabase& database = reader(tag);
   std::vector<MemoryText> texts(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
+    check_interrupt();
     check(rows[i] >= -1 && rows[i] < snapshot_->rows, tag, "rows must be from -1 to ", snapshot_->rows - 1, ", got ",
           rows[i]);
     // What was removed and compacted away has no words any more.

@@ -6,6 +6,7 @@
 #include "io/sha256.h"
 #include "memory_store.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco {
 
@@ -20,6 +21,7 @@ void verify_lengths(const std::byte* rows, std::int64_t count, const RowFormat& 
                     MemoryFaults& faults) {
   Eigen::VectorXf row(format.dim());
   for (std::int64_t i = 0; i < count; ++i) {
+    check_interrupt();
     format.decode(rows + i * format.bytes(), row.data());
     const float length = row.norm();
     if (std::abs(length - 1.0F) <= kLengthTolerance) continue;
@@ -34,6 +36,8 @@ template <typename Work>
 void guarded(MemoryFaults& faults, const Work& work) {
   try {
     work();
+  } catch (const Interrupted&) {
+    throw;
   } catch (const Error& error) {
     faults.add(error.what());
   }

@@ -2,12 +2,13 @@
 #include "tokenizer_clean.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
+#include "tokenizer_encoding.h"
 #include "unicode.h"
 
 namespace reco {
@@ -53,17 +54,6 @@ const Table& ftfy_names() {
     return made;
   }();
   return table;
-}
-
-/// What Windows-1252 has from 0x80 on; 0 where it has nothing.
-constexpr std::array<char32_t, 32> windows_1252{0x20AC, 0,      0x201A, 0x192,  0x201E, 0x2026, 0x2020, 0x2021,
-                                                0x2C6,  0x2030, 0x160,  0x2039, 0x152,  0,      0x17D,  0,
-                                                0,      0x2018, 0x2019, 0x201C, 0x201D, 0x2022, 0x2013, 0x2014,
-                                                0x2DC,  0x2122, 0x161,  0x203A, 0x153,  0,      0x17E,  0x178};
-
-char32_t from_windows(char32_t c) {
-  if (c < 0x80 || c > 0x9F) return c;
-  return windows_1252[c - 0x80] != 0 ? windows_1252[c - 0x80] : c;
 }
 
 /// No character by HTML's rules.
@@ -241,6 +231,7 @@ std::u32string fix_line(std::u32string text, bool html) {
   for (int pass = 0; pass < most; ++pass) {
     const std::u32string before = text;
     if (html) text = replace_references(text, unambiguous);
+    text = fix_encoding(std::move(text));
     for (char32_t& c : text) c = from_windows(c);
     text = usual_width(split_ligatures(text));
     for (char32_t& c : text) c = straight_quote(c);

@@ -11,14 +11,13 @@ namespace reco {
 /// takes ASCII punctuation away.
 enum class Cleaning { none, lower, whitespace, canonicalize };
 
-/// open_clip's cleaning (its tokenizer.py, 3.3) with the repairs of ftfy 6.3's fix_text() but one: text that was
-/// decoded in a wrong encoding ("cafÃ©") is not guessed back.
+/// open_clip's cleaning (its tokenizer.py, 3.3) with the repairs of ftfy 6.3's fix_text().
 std::u32string clean(std::u32string text, Cleaning cleaning);
 
 /// Without ASCII punctuation, white space collapsed.
 std::u32string canonicalize(const std::u32string& text);
 
-/// ftfy's fix_text(), but for fix_encoding.
+/// ftfy's fix_text().
 std::u32string fix_text(const std::u32string& text);
 
 /// Python's html.unescape().

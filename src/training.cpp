@@ -14,6 +14,7 @@
 
 #include "fusion_gate.h"
 #include "reco/error.h"
+#include "reco/interrupt.h"
 #include "reco/threads.h"
 #include "training_corruption.h"
 #include "training_state.h"
@@ -166,6 +167,7 @@ struct Refined {
 
 Refined refine(const TrainingConfig& config, const Parameters& parameters, const Half& half, std::int64_t first,
                std::int64_t count) {
+  check_interrupt();
   const auto part = half.part(first, count);
   const auto fused = fusion::fuse(config.fusion, parameters, half.side, part);
   const double present = std::max(1.0, half.batch.mask.sum().item<double>());

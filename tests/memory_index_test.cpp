@@ -224,13 +224,16 @@ TEST(MemoryIndex, AnInterruptedBuildGoesOn) {
     };
     std::vector<std::int64_t> first, second, third;
     EXPECT_TRUE(has(build(30'000, first), "[interrupted]"));
-    ASSERT_EQ(first, (std::vector<std::int64_t>{0, 16'384, 32'768}));
+    ASSERT_GT(first.size(), 2);
+    EXPECT_EQ(first.front(), 0);
+    EXPECT_GE(first.back(), 30'000);
+    EXPECT_LT(first[first.size() - 2], 30'000);
     memory.close();
     memory = Memory::open(folder / "m");
     EXPECT_TRUE(memory.verify().empty());
     EXPECT_EQ(build(1 << 30, second), "");
     ASSERT_GT(second.size(), 2);
-    EXPECT_EQ(second[1], 32'768);  // where it was
+    EXPECT_EQ(second[1], first.back());  // where it was
     EXPECT_EQ(second.back(), 68'000);
     EXPECT_EQ(std::distance(fs::directory_iterator(folder / "m/index"), {}), 2);
     EXPECT_GE(recall(memory, clustered(50, 9), {.k = 10}), 0.9);
@@ -244,7 +247,7 @@ TEST(MemoryIndex, AnInterruptedBuildGoesOn) {
     }
     third.clear();
     EXPECT_EQ(build(1 << 30, third), "");
-    EXPECT_EQ(third[1], 16'384);
+    EXPECT_EQ(third[1], first[1]);
   }
 }
 
@@ -447,7 +450,10 @@ TEST(MemoryIndex, OptimizeRunsBesideSearchesAndChanges) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   });
-  for (const char* index : {"HNSW8", "IVF8,Flat", "SQ8", "exact"}) memory.optimize({.index = index});
+  for (const char* index : {"HNSW8", "IVF8,Flat", "SQ8", "exact"}) {
+    memory.optimize({.index = index});
+    memory.compact();
+  }
   stop = true;
   for (auto& thread : threads) thread.join();
   EXPECT_GT(searches, 0);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tokenizer_encoding.h"
 #include "unicode.h"
 
 namespace reco {
@@ -32,6 +33,21 @@ TEST(TokenizerCleanTest, RepairsWhatFtfyRepairs) {
   EXPECT_EQ(fix_text(U"&lt;\n<b>&lt;\n&lt;"), U"<\n<b>&lt;\n&lt;");  // behind a tag, references are meant
 }
 
+TEST(TokenizerCleanTest, RepairsWhatWasReadInAWrongEncoding) {
+  EXPECT_EQ(fix_encoding(U"caf\u00C3\u00A9"), U"caf\u00E9");                            // as Latin-1
+  EXPECT_EQ(fix_encoding(U"\u00E2\u20AC\u0153q\u00E2\u20AC\u009D"), U"\u201Cq\u201D");  // as Windows-1252
+  EXPECT_EQ(fix_encoding(U"\u00C3\u0192\u00C2\u00B3"), U"\u00F3");                      // twice
+  EXPECT_EQ(fix_encoding(U"\u0432\u0402\u045Aq\u0432\u0402\u045C"), U"\u201Cq\u201D");  // as Windows-1251
+  EXPECT_EQ(fix_encoding(U"\u6771 caf\u00C3\u00A9"), U"\u6771 caf\u00E9");              // in a part only
+  EXPECT_EQ(fix_encoding(U"voil\u00C3 le"), U"voil\u00E0 le");                      // its no-break space became a space
+  EXPECT_EQ(fix_encoding(U"\u00E2\u20AC\uFFFD"), U"\uFFFD");                        // what is lost stays lost
+  EXPECT_EQ(fix_encoding(U"\u00ED\u00A0\u00BD\u00ED\u00B8\u0080"), U"\U0001F600");  // two surrogates
+  for (const char32_t* usual :
+       {U"", U"plain", U"caf\u00E9 na\u00EFve 5 \u20AC", U"\u041F\u0440\u0438", U"\u00BD \u00B1 \u00A9"}) {
+    EXPECT_EQ(fix_encoding(usual), usual);
+  }
+}
+
 TEST(TokenizerCleanTest, Cases) {
   EXPECT_EQ(cleaned(U" \t A  B\u00A0c\x1C "), U"a b c");
   EXPECT_EQ(cleaned(U"\u03A3\u0391\u03A3 \u0391\u03A3. \u03A3"), U"\u03C3\u03B1\u03C2 \u03B1\u03C2. \u03C3");
@@ -42,7 +58,8 @@ TEST(TokenizerCleanTest, Cases) {
 
 TEST(TokenizerCleanTest, NothingIsQuadratic) {
   const std::size_t length = 300'000;
-  for (const char32_t* part : {U"&", U"&#", U"&amp;", U"&notin", U"\x1B[", U"\x1B[1;", U"\n", U"\uFB03", U"\u03A3"}) {
+  for (const char32_t* part : {U"&", U"&#", U"&amp;", U"&notin", U"\x1B[", U"\x1B[1;", U"\n", U"\uFB03", U"\u03A3",
+                               U"\u00C3\u00A9", U"\u6771\u00C3\u00A9", U"\u00C3 ", U"\u0391\u00AF\u00C2\u00AF"}) {
     std::u32string text;
     while (text.size() < length) text += part;
     EXPECT_LE(clean(text, Cleaning::lower).size(), 3 * length);

@@ -53,7 +53,7 @@ def same(x: Floats) -> Floats:
     return x
 
 
-def system(name: str, clip: reco.Clip, memory: reco.Memory, fusion: reco.Fusion, k: int = 10) -> System:
+def system(name: str, clip: reco.Clip, memory: reco.MemoryBase, fusion: reco.Fusion, k: int = 10) -> System:
     """A reco model as a row."""
     model = reco.Model(clip, memory, fusion, k=k)
     return System(name, model.refine_images, model.refine_texts)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one exception of the library.
+/// @file
+/// The one exception of the library.
 #pragma once
 
 #include <sstream>
@@ -19,7 +20,7 @@ class RECO_API Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Throws Error with the message `[tag] parts...`, the parts streamed one after the other.
+/// Throws Error with the message `[tag] parts...`, the parts streamed one after the other. `tag` is `module.function`.
 template <typename... Parts>
 [[noreturn]] void fail(const char* tag, const Parts&... parts) {
   std::ostringstream message;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fusion: refines an embedding with what was retrieved for it (RECO, arXiv 2306.07196, section 3).
+/// @file
+/// Fusion: refines an embedding with what was retrieved for it (RECO, arXiv 2306.07196, section 3).
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@ namespace reco {
 ///
 /// With q the query, p_i what is fused of its k neighbours (their partners by default) and s_i their similarities:
 ///  - "transformer", the paper's layer: [q, p_1 .. p_k] plus learned positions through `layers` pre-norm encoder layers
-///    and a final LayerNorm; the query token, scaled to unit length, is the result. 3,159,040 parameters a side at
-///    dim 512 and k 10.
+///    and a final LayerNorm (Vaswani et al., arXiv 1706.03762; pre-norm: Xiong et al., arXiv 2002.04745); the query
+///    token, scaled to unit length, is the result. 3,159,040 parameters a side at dim 512 and k 10.
 ///  - "mean", training-free: unit(q + weight * sum_i softmax(sharpness * s)_i p_i).
 ///  - "gated", ours: unit(q + confidence^4 * (weight * m + c)) with m = sum_i a_i p_i and
 ///    a = softmax(sharpness * s + log trust + relevance). trust_i is the probability that pair i is a true one,
@@ -31,18 +32,18 @@ namespace reco {
 struct FusionConfig {
   std::string method = "gated";      ///< "gated", "transformer" or "mean"
   std::int64_t dim = 512;            ///< width of the embeddings, 1 to 65,536
-  std::int64_t k = 10;               ///< neighbours it is made for; "gated" and "mean" take any number
+  std::int64_t k = 10;               ///< neighbours it is made for, 1 to 4,096; "gated" and "mean" take any number
   std::string search = "uni-modal";  ///< "uni-modal": the query's own side of the memory; "cross-modal": the other
   std::string fuse = "partner";      ///< of each neighbour: "partner", the side the query is not; "same"; or "both"
   std::string sides = "both";        ///< queries that are refined: "both", "image" or "text"; others stay at CLIP
   std::int64_t layers = 1;           ///< encoder layers, 0 to 4; "transformer" needs one
   std::int64_t heads = 8;            ///< must divide dim
-  double mlp_ratio = 4.0;            ///< hidden width of the layer's MLP over dim
+  double mlp_ratio = 4.0;            ///< hidden width of the layer's MLP over dim, above 0 and at most 64
   bool positions = true;             ///< learned rank positions ("transformer" only)
   bool similarity = false;           ///< the layers' tokens also carry s_i, along a learned direction
   bool residual = false;             ///< unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only)
   bool shared = false;               ///< one set of weights for both sides
-  std::int64_t gate_width = 16;      ///< hidden units of the gate's networks ("gated" only)
+  std::int64_t gate_width = 16;      ///< hidden units of the gate's networks, 1 to 1,024 ("gated" only)
 
   /// Embeddings fused for each query: k, or 2 k when both sides of a neighbour are.
   std::int64_t slots() const { return fuse == "both" ? 2 * k : k; }
@@ -65,19 +66,22 @@ struct MeanWeights {
   float sharpness = 10.0F;  ///< inverse temperature of the softmax over similarities; >= 0, 0 is a plain mean
 };
 
-/// Immutable, cheap to copy, thread safe.
+/// The weights that refine embeddings, one set a side. Immutable, cheap to copy, thread safe; one call uses threads()
+/// threads.
 class RECO_API Fusion {
  public:
-  /// An untrained fusion with weights drawn from `seed`; "gated" and "mean" start at CLIP (weight 0).
+  /// An untrained fusion with weights drawn from `seed`; "gated" and "mean" start at CLIP (weight 0). Throws Error for
+  /// a config out of range.
   static Fusion create(const FusionConfig& config, std::uint64_t seed = 0);
 
-  /// A training-free mean; needs no file.
+  /// A training-free mean with these weights; needs no file. Throws Error for a dim or weights out of range.
   static Fusion mean(std::int64_t dim, const MeanWeights& image, const MeanWeights& text);
 
   /// Reads a safetensors file that save() wrote. Throws Error naming file, tensor and shapes when it does not fit.
   static Fusion load(const std::filesystem::path& file);
 
-  /// Writes one safetensors file, durably; its metadata holds config, encoder and provenance.
+  /// Writes one safetensors file, durably; its metadata holds config, encoder and provenance. Throws Error when the
+  /// file cannot be written; then what was there before is still there.
   void save(const std::filesystem::path& file) const;
 
   /// Refines n queries [n, dim] of unit length with their neighbours. Without neighbours a query comes back unchanged,
@@ -85,14 +89,16 @@ class RECO_API Fusion {
   /// Throws Error when shapes do not fit, or there are more columns than config.slots() for "transformer".
   FusionOutput fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const;
 
-  const FusionConfig& config() const;
+  const FusionConfig& config() const;     ///< its shape, and what it looks up
   std::int64_t parameters() const;        ///< number of weights of both sides
   const std::string& encoder() const;     ///< fingerprint of the encoder it was trained with; "" fits any
   const std::string& provenance() const;  ///< JSON object: how it was trained
 
-  struct Impl;  ///< internal
+  /// @cond internal
+  struct Impl;
   explicit Fusion(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
   const Impl& impl() const { return *impl_; }
+  /// @endcond
 
  private:
   std::shared_ptr<const Impl> impl_;
@@ -100,6 +106,7 @@ class RECO_API Fusion {
 
 /// What a fusion of this config fuses for queries [n, dim] of a modality, which options.modality names:
 /// [n, config.slots()] with options.k for k. options.max_similarity counts where images are compared with images.
+/// Throws Error as MemoryBase::search() does. Thread safe.
 RECO_API Neighbors find_neighbors(const MemoryBase& memory, const FusionConfig& config, const MatrixView& queries,
                                   SearchOptions options);
 

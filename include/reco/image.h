@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Images as CLIP wants them: decode JPEG, PNG and WebP; resize, crop and normalise exactly as PIL and the Hugging Face
-// CLIPImageProcessor (PIL back end) do.
+/// @file
+/// Images as CLIP wants them: decode JPEG, PNG and WebP; resize, crop and normalise exactly as PIL and the Hugging Face
+/// CLIPImageProcessor (PIL back end) do.
 #pragma once
 
 #include <array>
@@ -17,9 +18,9 @@ namespace reco {
 
 /// An 8-bit RGB image, rows from the top, three interleaved channels: pixels.size() == 3 * width * height.
 struct Image {
-  int width = 0;
-  int height = 0;
-  std::vector<std::uint8_t> pixels;
+  int width = 0;                     ///< in pixels
+  int height = 0;                    ///< in pixels
+  std::vector<std::uint8_t> pixels;  ///< [height, width, 3]
 };
 
 /// Decodes a JPEG, PNG or WebP file held in memory to RGB, as PIL's `Image.open(...).convert("RGB")` does: alpha is
@@ -32,7 +33,7 @@ struct Image {
 RECO_API Image decode_image(std::span<const std::byte> file, const std::string& name = "image",
                             std::int64_t max_pixels = 178'956'970);
 
-/// decode_image() of a file on disk. Throws Error naming the file.
+/// decode_image() of a file on disk. Throws Error naming the file. Thread safe.
 RECO_API Image read_image(const std::filesystem::path& path);
 
 /// PIL's resampling filters by PIL's numbers, which preprocessor_config.json uses.
@@ -46,26 +47,27 @@ RECO_API Image resize(const Image& image, int width, int height, Resample filter
 /// them.
 enum class Fit { stretch, inside, around };
 
-/// What preprocessor_config.json says; the defaults are those of Hugging Face's CLIPImageProcessor.
+/// What preprocessor_config.json says, in its order: resize, crop, rescale, normalise; the defaults are those of
+/// Hugging Face's CLIPImageProcessor. Lengths are in pixels.
 struct RECO_API Preprocess {
-  bool do_resize = true;
-  int shortest_edge = 224;  ///< the shorter side after resizing, if > 0; otherwise both sides are given:
-  int resize_width = 0;
-  int resize_height = 0;
-  Fit fit = Fit::stretch;
-  Resample resample = Resample::bicubic;
-  bool do_center_crop = true;
-  int crop_width = 224;
-  int crop_height = 224;
+  bool do_resize = true;                  ///< resize at all
+  int shortest_edge = 224;                ///< the shorter side after resizing, if > 0; otherwise both sides are given:
+  int resize_width = 0;                   ///< width after resizing
+  int resize_height = 0;                  ///< height after resizing
+  Fit fit = Fit::stretch;                 ///< what becomes of the aspect when both sides are given
+  Resample resample = Resample::bicubic;  ///< filter
+  bool do_center_crop = true;             ///< cut, or fill, around the middle
+  int crop_width = 224;                   ///< width of the result
+  int crop_height = 224;                  ///< height of the result
   /// An odd margin is halved to the even number when it is cut and to the smaller one when it is filled, as torchvision
   /// does it, not to the smaller and the larger one, as Hugging Face does it.
   bool torchvision_crop = false;
-  int fill = 0;  ///< byte around an image that is smaller than the crop
-  bool do_rescale = true;
-  double rescale_factor = 1.0 / 255.0;
-  bool do_normalize = true;
-  std::array<float, 3> mean{0.48145466F, 0.4578275F, 0.40821073F};
-  std::array<float, 3> std{0.26862954F, 0.26130258F, 0.27577711F};
+  int fill = 0;                         ///< byte around an image that is smaller than the crop
+  bool do_rescale = true;               ///< multiply bytes by rescale_factor
+  double rescale_factor = 1.0 / 255.0;  ///< from bytes to [0, 1]
+  bool do_normalize = true;             ///< subtract mean and divide by std, a channel
+  std::array<float, 3> mean{0.48145466F, 0.4578275F, 0.40821073F};  ///< of red, green and blue
+  std::array<float, 3> std{0.26862954F, 0.26130258F, 0.27577711F};  ///< of red, green and blue
 
   /// Reads preprocessor_config.json, or the `image_processor` of a processor_config.json; of a folder that has both the
   /// latter, as transformers does. Keys that are missing keep their defaults, SigLIP's where the file names its image

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory: image-text pairs as embeddings, kept in a folder and searched by either side.
+/// @file
+/// The memory: image-text pairs as embeddings, kept in a folder and searched by either side.
 #pragma once
 
 #include <cstdint>
@@ -17,67 +18,69 @@ namespace reco {
 
 /// How a memory keeps its embeddings: what the files hold is what is searched and what is fused. In bytes a row of 512
 /// numbers, 1,024 as float16, 512 as int8, 256, 128 or 64 as codes of 4, 2 or 1 bits a number; benchmarks/README.md has
-/// what each costs in accuracy. Codes need a dim that is a multiple of 8.
+/// what each costs in accuracy. Codes need a dim that is a multiple of 8; they are made as TurboQuant (arXiv
+/// 2504.19874) makes them: a rotation, then the nearest of a few levels.
 enum class Storage { float16, int8, codes4, codes2, codes1 };
 
 /// "float16", "int8", "codes4", "codes2", "codes1".
 RECO_API const char* storage_name(Storage storage);
 
-/// The storage of a name. Throws Error for an unknown one.
+/// The storage of a name, as storage_name() gives it. Throws Error for an unknown one.
 RECO_API Storage parse_storage(const std::string& name);
 
 /// How to make searches fast: see Memory::optimize().
 struct OptimizeOptions {
   /// "auto", "exact" (drops the indexes) or a factory string of FAISS: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
   std::string index = "auto";
-  double recall = 0.95;  ///< share of the k nearest rows that searches shall find, 0 to 1
-  std::int64_t k = 10;   ///< neighbours that recall counts
+  double recall = 0.95;  ///< share of the k nearest rows that searches shall find, above 0 and at most 1
+  std::int64_t k = 10;   ///< neighbours that recall counts, 1 to 1,000
   /// Bytes that searching one side may keep in memory, index and rows; "auto" obeys. 0: half of the machine's.
   std::int64_t max_bytes = 0;
   std::int64_t max_build_bytes = 0;  ///< bytes that building may take beside the shards; 0: half of the machine's
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0;            ///< of the rows that are drawn to train and to measure with
 };
 
 /// One side's index.
 struct IndexInfo {
-  Modality modality = Modality::image;
-  std::string index{};        ///< factory string; "exact" where there is none
-  std::int64_t rows = 0;      ///< rows that it holds; newer ones are compared one by one
-  std::int64_t bytes = 0;     ///< of its file
-  std::int64_t effort = 0;    ///< what optimize() chose: HNSW's efSearch, IVF's nprobe
-  std::int64_t refine = 0;    ///< candidates a wanted neighbour that are compared with their full rows
-  double recall = 0;          ///< measured on rows that were held out of the index until then
-  double build_seconds = 0;   ///< as optimize() measured it, else 0
-  double search_seconds = 0;  ///< median time of one query, as optimize() measured it, else 0
+  Modality modality = Modality::image;  ///< the side
+  std::string index{};                  ///< factory string; "exact" where there is none
+  std::int64_t rows = 0;                ///< rows that it holds; newer ones are compared one by one
+  std::int64_t bytes = 0;               ///< of its file
+  std::int64_t effort = 0;              ///< what optimize() chose: HNSW's efSearch, IVF's nprobe
+  std::int64_t refine = 0;              ///< candidates a wanted neighbour that are compared with their full rows
+  double recall = 0;                    ///< measured on rows that were held out of the index until then
+  double build_seconds = 0;             ///< as optimize() measured it, else 0
+  double search_seconds = 0;            ///< median time of one query, as optimize() measured it, else 0
 };
 
 /// Two pairs that are nearly the same.
 struct Duplicate {
-  std::int64_t row = 0;
+  std::int64_t row = 0;    ///< of this memory
   std::int64_t other = 0;  ///< above `row` within one memory, else of the other set
   float score = 0;         ///< cosine similarity
 };
 
+/// What a memory is and takes.
 struct MemoryInfo {
-  std::string path{};
-  std::int64_t rows = 0;     ///< live pairs
-  std::int64_t removed = 0;  ///< removed pairs whose space is not reclaimed
-  std::int64_t dim = 0;
-  Storage storage = Storage::float16;
-  std::string encoder{};      ///< fingerprint of the encoder that made the embeddings
-  std::int64_t bytes = 0;     ///< on disk, in its folder
-  std::int64_t attached = 0;  ///< bytes of attached files, which lie elsewhere
-  std::int64_t shards = 0;
-  std::int64_t format = 0;  ///< version of the format
-  std::vector<IndexInfo> indexes{};
+  std::string path{};                  ///< its folder
+  std::int64_t rows = 0;               ///< live pairs
+  std::int64_t removed = 0;            ///< removed pairs whose space is not reclaimed
+  std::int64_t dim = 0;                ///< width of the embeddings
+  Storage storage = Storage::float16;  ///< how the files keep a number
+  std::string encoder{};               ///< fingerprint of the encoder that made the embeddings
+  std::int64_t bytes = 0;              ///< on disk, in its folder
+  std::int64_t attached = 0;           ///< bytes of attached files, which lie elsewhere
+  std::int64_t shards = 0;             ///< files a side
+  std::int64_t format = 0;             ///< version of the format
+  std::vector<IndexInfo> indexes{};    ///< of the image side, then of the text side
 };
 
-/// A folder of image-text pairs (format: design of the README, "On disk"): `memory.sqlite` is the single source of
-/// truth, `img_emb/*.npy` and `text_emb/*.npy` are immutable shards.
+/// A folder of image-text pairs (README, "On disk"): `memory.sqlite` is the single source of truth, `img_emb/*.npy` and
+/// `text_emb/*.npy` are immutable shards.
 ///
 /// Durable: a call that returned is on disk; a crash at any moment leaves the last committed state. Thread safe: any
-/// number of searches run beside one change at a time. One process writes: a second writer gets an Error. Copies are
-/// cheap and share the open folder.
+/// number of searches run beside one change at a time; a search sees the pairs of the moment when it began. One process
+/// writes: a second writer gets an Error. Copies are cheap and share the open folder. One call uses threads() threads.
 class RECO_API Memory final : public MemoryBase {
  public:
   /// Makes a new, empty memory. Throws Error if the folder exists and is not empty, if dim is not in [1, 65,536], or if
@@ -125,10 +128,11 @@ class RECO_API Memory final : public MemoryBase {
   /// reach `recall` are found with rows that are held out until then. Searches and changes go on meanwhile; rows that
   /// are added later are found at once, compared one by one; removed rows are never found.
   ///
-  /// "HNSW<links>" and "IVF<lists>,Flat" keep no second copy of the rows: 9 bytes a link and row, or 8 bytes a row. All
-  /// other indexes are FAISS's own; what they find is compared again with the full rows. "auto" takes exact search
-  /// below 50,000 rows, else HNSW32 up to 4 million rows, else IVF, and IVF with product quantisation where the rows do
-  /// not fit into `max_bytes`.
+  /// "HNSW<links>" (Malkov and Yashunin, arXiv 1603.09320) and "IVF<lists>,Flat" (Jegou et al., "Product Quantization
+  /// for Nearest Neighbor Search", 2011) keep no second copy of the rows: 9 bytes a link and row, or 8 bytes a row. All
+  /// other indexes are FAISS's own (Douze et al., arXiv 2401.08281); what they find is compared again with the full
+  /// rows. "auto" takes exact search below 50,000 rows, else HNSW32 up to 4 million rows, else IVF, and IVF with
+  /// product quantisation where the rows do not fit into `max_bytes`.
   ///
   /// Throws Error for an unknown index, for one that needs more than `max_build_bytes`, and when `progress` stops it;
   /// then the sides that are done keep their new index. Building that was stopped or killed goes on where it was, or a
@@ -147,29 +151,32 @@ class RECO_API Memory final : public MemoryBase {
                                     const Progress& progress = {}) const;
 
   /// The same between this memory and another set, such as a test set that must not have leaked into it: `row` is this
-  /// memory's, `other` the other's row, or the place in `against` ([n, dim], scaled to unit length).
+  /// memory's, `other` the other's. Throws Error, too, when dimensions or encoders differ.
   std::vector<Duplicate> duplicates(const Memory& against, float min_similarity, Modality modality = Modality::image,
                                     const Progress& progress = {}) const;
+  /// The same for a set of embeddings [n, dim], scaled to unit length: `other` is the place in it.
   std::vector<Duplicate> duplicates(const MatrixView& against, float min_similarity,
                                     Modality modality = Modality::image, const Progress& progress = {}) const;
 
   MemoryRow get(const std::string& key) const override;  ///< throws Error if the key is not there
-  bool contains(const std::string& key) const;
-  std::int64_t size() const override;  ///< live pairs
-  std::int64_t dim() const override;
-  std::string encoder() const override;
-  MemoryInfo info() const;
+  bool contains(const std::string& key) const;           ///< whether a live pair has this key
+  std::int64_t size() const override;                    ///< live pairs
+  std::int64_t dim() const override;                     ///< width of the embeddings
+  std::string encoder() const override;                  ///< fingerprint of the encoder that made them; "" fits any
+  MemoryInfo info() const;                               ///< what it is and takes
 
-  /// Keys and captions of rows as Neighbors gives them; -1 gives "". Rows removed since still give theirs
-  /// until compact().
+  /// Keys of rows as Neighbors gives them; -1 gives "". Rows removed since still give theirs until compact(). Throws
+  /// Error for row numbers that were never given out.
   std::vector<std::string> keys(std::span<const std::int64_t> rows) const override;
+  /// Captions of rows, as keys() gives their keys.
   std::vector<std::string> captions(std::span<const std::int64_t> rows) const override;
+  /// Metadata of rows, JSON objects, as keys() gives their keys.
   std::vector<std::string> metadata(std::span<const std::int64_t> rows) const override;
 
   /// The row numbers of all live pairs, in the order they were added.
   std::vector<std::int64_t> rows() const;
 
-  /// One side's embeddings of rows as rows() gives them: [n, dim].
+  /// One side's embeddings of rows as rows() gives them: [n, dim] unit rows; -1 gives zeros. Throws Error as keys().
   Matrix embeddings(std::span<const std::int64_t> rows, Modality modality) const override;
 
   /// Checks every file against its checksum and the database against the files: one line for each fault, naming file
@@ -179,7 +186,7 @@ class RECO_API Memory final : public MemoryBase {
   /// Closes the folder for this object and all copies, after the change that is being written: another writer may open
   /// it then. Whatever is called later throws Error.
   void close();
-  bool closed() const;
+  bool closed() const;  ///< whether close() was called, here or on a copy
 
  private:
   struct Impl;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a model looks pairs up in. Memory, a folder, is one; whoever keeps pairs elsewhere, in a vector database say,
-// implements this.
+/// @file
+/// What a model looks pairs up in. Memory, a folder, is one; whoever keeps pairs elsewhere, in a vector database say,
+/// implements this.
 #pragma once
 
 #include <cstdint>
@@ -16,20 +17,21 @@ namespace reco {
 
 /// One remembered pair.
 struct MemoryRow {
-  std::string key;
-  std::string caption;
-  std::string metadata;  ///< a JSON object
-  Eigen::VectorXf image_embedding;
-  Eigen::VectorXf text_embedding;
+  std::string key;                  ///< its name, one of its own within the memory
+  std::string caption;              ///< "" where there is none
+  std::string metadata;             ///< a JSON object
+  Eigen::VectorXf image_embedding;  ///< [dim], unit length
+  Eigen::VectorXf text_embedding;   ///< [dim], unit length
 };
 
 /// What describes the pairs of one add(), one entry a row. Captions and metadata may be empty: none.
 struct RowInfo {
-  std::vector<std::string> keys;
-  std::vector<std::string> captions;
+  std::vector<std::string> keys;      ///< UTF-8, 1 to 65,535 bytes each, all different
+  std::vector<std::string> captions;  ///< UTF-8
   std::vector<std::string> metadata;  ///< JSON objects
 };
 
+/// What to find, and what not.
 struct SearchOptions {
   std::int64_t k = 10;                  ///< neighbours a query, 1 <= k <= 4,096
   Modality modality = Modality::image;  ///< the side that the queries are compared with
@@ -52,7 +54,7 @@ struct SearchOptions {
 /// The result of a search over n queries; best first. Where fewer than k rows are left, row is -1, score 0 and the
 /// partner all zeros.
 struct Neighbors {
-  std::int64_t k = 0;
+  std::int64_t k = 0;  ///< neighbours a query, as asked for
   IndexMatrix rows{};  ///< [n, k] row numbers, for Memory::keys() and captions()
   Matrix scores{};     ///< [n, k] cosine similarities
   Matrix partners{};   ///< [n * k, dim]: the other side's embedding of neighbour j of query i in row i * k + j
@@ -66,10 +68,10 @@ class RECO_API MemoryBase {
 
   virtual std::int64_t dim() const = 0;     ///< width of the embeddings
   virtual std::string encoder() const = 0;  ///< fingerprint of the encoder that made them; "" fits any
-  virtual std::int64_t size() const = 0;    ///< pairs
+  virtual std::int64_t size() const = 0;    ///< pairs that can be found
 
-  /// The most similar pairs of each query ([n, dim]), with their partners where options.partners asks for them. An
-  /// option that an implementation does not have is an Error, not ignored.
+  /// The most similar pairs of each query ([n, dim], of any length but zero) by cosine, with their partners where
+  /// options.partners asks for them. An option that an implementation does not have is an Error, not ignored.
   virtual Neighbors search(const MatrixView& queries, const SearchOptions& options = {}) const = 0;
 
   /// One side's embeddings of rows, unit length: [n, dim]; -1 gives zeros.
@@ -79,14 +81,15 @@ class RECO_API MemoryBase {
   virtual std::vector<std::string> metadata(std::span<const std::int64_t> rows) const = 0;  ///< JSON; -1 gives ""
   virtual MemoryRow get(const std::string& key) const = 0;  ///< throws Error if the key is not there
 
-  /// Appends pairs, [n, dim] each, whose keys are not there yet.
+  /// Appends pairs, [n, dim] each, whose keys are not there yet. All or nothing; what is added is found by the next
+  /// search. Throws Error for shapes or words that do not fit, and keys that are there already.
   virtual void add(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info) = 0;
   virtual void remove(std::span<const std::string> keys) = 0;  ///< throws Error if a key is not there
 
  protected:
-  MemoryBase() = default;
-  MemoryBase(const MemoryBase&) = default;
-  MemoryBase& operator=(const MemoryBase&) = default;
+  MemoryBase() = default;                              ///< for implementations
+  MemoryBase(const MemoryBase&) = default;             ///< for implementations
+  MemoryBase& operator=(const MemoryBase&) = default;  ///< for implementations
 };
 
 }  // namespace reco

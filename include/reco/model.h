@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole: CLIP, what it can look up, and how the two are put together.
+/// @file
+/// The whole: CLIP, what it can look up, and how the two are put together (RECO, arXiv 2306.07196).
 #pragma once
 
 #include <filesystem>
@@ -17,16 +18,17 @@
 
 namespace reco {
 
+/// How a model looks things up.
 struct ModelOptions {
-  std::int64_t k = 10;                    ///< neighbours a query
-  std::optional<float> max_similarity{};  ///< image neighbours more similar than this are left out
+  std::int64_t k = 10;                    ///< neighbours a query, 1 or more; at most the fusion's for "transformer"
+  std::optional<float> max_similarity{};  ///< image neighbours more similar (cosine) than this are left out
 };
 
 /// A refined embedding and where it came from. Lists have an entry a neighbour, best first: at most k.
 struct Explanation {
-  Modality modality = Modality::image;
+  Modality modality = Modality::image;  ///< of the query
   Matrix original{};                    ///< [1, dim] CLIP's embedding
-  Matrix refined{};                     ///< [1, dim]
+  Matrix refined{};                     ///< [1, dim] what the fusion made of it
   std::vector<std::string> keys{};      ///< of the neighbours
   std::vector<std::string> captions{};  ///< as Memory::captions
   std::vector<std::string> metadata{};  ///< JSON objects, as Memory::metadata
@@ -36,32 +38,40 @@ struct Explanation {
   float confidence = 0.0F;              ///< FusionOutput::confidence
 };
 
-/// A CLIP model that looks things up. Sees every change of the memory at once. Cheap to copy, thread safe.
+/// A CLIP model that looks things up: its embeddings are CLIP's, refined with what the memory holds. Sees every change
+/// of the memory at once. Cheap to copy (copies share weights and memory), thread safe; one call uses threads()
+/// threads.
 class RECO_API Model {
  public:
-  /// Throws Error when dimensions or encoder fingerprints of the three do not fit.
+  /// Puts the three together. Throws Error when their dimensions or encoder fingerprints do not fit, or for k out of
+  /// range.
   Model(Clip clip, Memory memory, Fusion fusion, const ModelOptions& options = {});
+  /// The same with pairs that are kept elsewhere.
   Model(Clip clip, std::shared_ptr<const MemoryBase> memory, Fusion fusion, const ModelOptions& options = {});
 
-  /// Encodes and refines: [n, dim] unit rows.
+  /// Encodes and refines image files: [n, dim] unit rows. Throws Error as Clip::encode_images() and refine_images().
   Matrix encode_images(std::span<const std::filesystem::path> files, const Progress& progress = {}) const;
+  /// The same of decoded images.
   Matrix encode_images(std::span<const Image> images, const Progress& progress = {}) const;
+  /// Encodes and refines texts: [n, dim] unit rows. Throws Error as Clip::encode_texts() and refine_texts().
   Matrix encode_texts(std::span<const std::string> texts, const Progress& progress = {}) const;
 
-  /// Refines embeddings of the encoder: [n, dim] unit rows in, [n, dim] unit rows out. `exclude_keys` as in
-  /// SearchOptions.
+  /// Refines image embeddings of the encoder: [n, dim] unit rows in, [n, dim] unit rows out. `exclude_keys` as in
+  /// SearchOptions. Throws Error for another number of columns, and as MemoryBase::search() does.
   Matrix refine_images(const MatrixView& embeddings,
                        const std::vector<std::vector<std::string>>& exclude_keys = {}) const;
+  /// The same of text embeddings.
   Matrix refine_texts(const MatrixView& embeddings,
                       const std::vector<std::vector<std::string>>& exclude_keys = {}) const;
 
-  /// Refines one embedding ([1, dim]) and says what was found and how much it counted.
+  /// Refines one embedding ([1, dim]) and says what was found and how much it counted. Throws Error for more or fewer
+  /// rows, and as refine_images().
   Explanation explain(Modality modality, const MatrixView& embedding) const;
 
-  const Clip& clip() const { return clip_; }
-  const std::shared_ptr<const MemoryBase>& memory() const { return memory_; }
-  const Fusion& fusion() const { return fusion_; }
-  const ModelOptions& options() const { return options_; }
+  const Clip& clip() const { return clip_; }                                   ///< the frozen encoder
+  const std::shared_ptr<const MemoryBase>& memory() const { return memory_; }  ///< what is looked up
+  const Fusion& fusion() const { return fusion_; }                             ///< what refines
+  const ModelOptions& options() const { return options_; }                     ///< how it looks things up
 
  private:
   Neighbors find(Modality modality, const MatrixView& embeddings,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// CLIP's byte-pair tokenizer (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016;
-// lower-cased byte-level variant of Radford et al., 2021), with ids identical to Hugging Face's CLIPTokenizer or to
-// open_clip's; and SigLIP's.
+/// @file
+/// CLIP's byte-pair tokenizer (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016;
+/// lower-cased byte-level variant of Radford et al., 2021), with ids identical to Hugging Face's CLIPTokenizer or to
+/// open_clip's; and SigLIP's (SentencePiece: Kudo and Richardson, arXiv 1808.06226).
 #pragma once
 
 #include <cstdint>
@@ -34,14 +35,13 @@ class RECO_API Tokenizer {
   /// longer input is cut and keeps its end token. Throws Error if max_length < 2.
   std::vector<std::int64_t> encode(std::string_view text, std::int64_t max_length = 77) const;
 
-  /// encode() of each text, padded with the pad token to [n, max_length].
+  /// encode() of each text, padded with the pad token to [n, max_length]. Uses threads() threads.
   IndexMatrix encode(std::span<const std::string> texts, std::int64_t max_length = 77) const;
 
   /// What happens to a text before it is split:
   ///   - "hugging face": normalisation form C, white space collapsed, lower case;
-  ///   - "open_clip lower", which is OpenAI's too: the repairs of ftfy (quotes, ligatures, widths, controls, ...; but
-  ///     text decoded in a wrong encoding is not guessed back), HTML's references resolved twice, white space
-  ///     collapsed, lower case;
+  ///   - "open_clip lower", which is OpenAI's too: the repairs of ftfy 6.3 (text decoded in a wrong encoding, quotes,
+  ///     ligatures, widths, controls, ...), HTML's references resolved twice, white space collapsed, lower case;
   ///   - "open_clip whitespace": the same in the case given; "open_clip canonicalize": the same without punctuation;
   ///   - "siglip": lower case, ASCII punctuation taken away, white space collapsed, then the normalisation of the
   ///     SentencePiece model;

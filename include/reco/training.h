@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training of a fusion: only the fusion learns, embeddings and memory stay as they are (RECO, arXiv 2306.07196).
+/// @file
+/// Training of a fusion: only the fusion learns, embeddings and memory stay as they are (RECO, arXiv 2306.07196).
 #pragma once
 
 #include <array>
@@ -25,31 +26,36 @@ struct TrainingData {
   std::vector<std::int64_t> concepts{};  ///< pairs of one concept never meet in a batch; may be empty: all differ
 };
 
+/// How to train. Out of its range a field is an Error: validate().
+///
+/// `wrong_captions`, `random_rows`, `dropped` and `random_k` say what a step does to a share of its pairs, so that the
+/// gate learns what a bad memory looks like; a rate is drawn for each pair, one in two times all of its neighbours.
+/// Clean pairs and wholly wrong ones occur in every batch.
 struct TrainingConfig {
-  FusionConfig fusion{};
+  FusionConfig fusion{};           ///< what to train
   std::int64_t batch_size = 4096;  ///< pairs a step; at most one a concept
   std::int64_t micro_batch = 0;    ///< pairs whose gradients are held at a time; 0: all. The result is the same
   std::int64_t epochs = 10;        ///< one epoch shows each concept once, through one of its pairs
-  double learning_rate = 1e-3;     ///< peak; linear warm-up, cosine decay to zero
+  double learning_rate = 1e-3;     ///< peak; linear warm-up, cosine decay to zero (arXiv 1608.03983)
   double layer_rate = 0.1;         ///< of it for the encoder layers of "gated", which memorise where the rest looks up
   double gate_rate = 30.0;         ///< of it for trust and confidence of "gated", which learn from labels
-  /// What a step does to a share of its pairs, so that the gate learns what a bad memory looks like; a rate is drawn
-  /// for each pair, one in two times all of its neighbours. Clean pairs and wholly wrong ones occur in every batch.
-  double wrong_captions = 0.6;  ///< neighbours get the partner of a neighbour of another pair
-  double random_rows = 0.1;     ///< neighbours are replaced by other pairs of the batch, with true similarities
-  double dropped = 0.5;         ///< up to half of the neighbours go
-  double random_k = 0.5;        ///< only the first few, 1 to k, stay
-  double warmup = 0.05;         ///< share of the steps that warm up
-  double weight_decay = 0.01;   ///< AdamW's, on matrices only
-  std::array<double, 3> loss{1.0, 1.0, 1.0};  ///< weights of NCE(v^, t^), NCE(v^, t), NCE(v, t^)
-  double logit_scale = 100.0;                 ///< factor on cosines in the loss: CLIP's own
-  bool learn_scale = false;                   ///< train that factor too
-  std::optional<float> max_similarity{};      ///< image neighbours more similar than this are near-duplicates: left out
-  double validation = 0.1;  ///< share of the concepts that is held out to choose the best epoch; 0: none
-  std::uint64_t seed = 0;
-  std::filesystem::path log{};          ///< CSV learning curve; empty: none
-  std::filesystem::path tensorboard{};  ///< folder for the same curve as a TensorBoard event file; empty: none
-  std::filesystem::path checkpoint{};   ///< safetensors file written each epoch; resumed from when it is there
+  double wrong_captions = 0.6;     ///< neighbours get the partner of a neighbour of another pair
+  double random_rows = 0.1;        ///< neighbours are replaced by other pairs of the batch, with true similarities
+  double dropped = 0.5;            ///< up to half of the neighbours go
+  double random_k = 0.5;           ///< only the first few, 1 to k, stay
+  double warmup = 0.05;            ///< share of the steps that warm up
+  double weight_decay = 0.01;      ///< AdamW's (Loshchilov and Hutter, arXiv 1711.05101), on matrices only
+  /// Weights of NCE(v^, t^), NCE(v^, t), NCE(v, t^): v and t are CLIP's embeddings, v^ and t^ the refined ones, NCE is
+  /// InfoNCE in both directions (van den Oord et al., arXiv 1807.03748).
+  std::array<double, 3> loss{1.0, 1.0, 1.0};
+  double logit_scale = 100.0;             ///< factor on cosines in the loss: CLIP's own
+  bool learn_scale = false;               ///< train that factor too
+  std::optional<float> max_similarity{};  ///< image neighbours more similar than this are near-duplicates: left out
+  double validation = 0.1;                ///< share of the concepts that is held out to choose the best epoch; 0: none
+  std::uint64_t seed = 0;                 ///< of weights, batches and spoiled neighbours
+  std::filesystem::path log{};            ///< CSV learning curve; empty: none
+  std::filesystem::path tensorboard{};    ///< folder for the same curve as a TensorBoard event file; empty: none
+  std::filesystem::path checkpoint{};     ///< safetensors file written each epoch; resumed from when it is there
 };
 
 /// Throws Error, naming the field, unless every field is in range.
@@ -60,7 +66,8 @@ RECO_API void validate(const TrainingConfig& config);
 /// sharpness. With validation, the epoch with the best held-out accuracy wins, the untrained start among them; accuracy
 /// is the mean of that with clean and that with disturbed neighbours. Same seed, threads and machine: same weights,
 /// resumed or not. Throws Error, before the first step, for data that does not fit or needs more memory than the
-/// machine has, and for a loss that is not finite or three times that of the first epoch.
+/// machine has, and for a loss that is not finite or three times that of the first epoch; also when `progress`, which
+/// is told of epochs, stops it. Uses threads() threads; the memory may be searched meanwhile.
 RECO_API Fusion train(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config,
                       const Progress& progress = {});
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The types that every module shares.
+/// @file
+/// The types that every module shares.
 #pragma once
 
 #include <Eigen/Core>
@@ -7,6 +8,7 @@
 #include <functional>
 #include <string>
 
+/// Retrieval-enhanced CLIP.
 namespace reco {
 
 /// Row-major float32; one row an item. Embeddings have rows of unit length.
@@ -19,7 +21,10 @@ using MatrixView = Eigen::Ref<const Matrix>;
 using IndexMatrix = Eigen::Matrix<std::int64_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Which side of an image-text pair is meant.
-enum class Modality { image, text };
+enum class Modality {
+  image,  ///< the image
+  text    ///< the text, its caption
+};
 
 /// Called between batches of long work with (items done, items in all); return false to stop, which throws
 /// reco::Error with the tag `[interrupted]`. Called on the caller's thread only.

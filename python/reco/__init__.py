@@ -14,6 +14,8 @@ import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from reco import _libtorch
+
 if TYPE_CHECKING:
     from reco._core import (
         Clip,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from reco.explanation import Explanation
     from reco.milvus import MilvusMemory as MilvusMemory
     from reco.model import Model
+
+_libtorch.prepare()
 
 __version__ = "0.1.0"
 

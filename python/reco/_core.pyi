@@ -1,29 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias, overload
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, overload, type_check_only
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArray[np.uint8] | PIL.Image.Image
+from reco.types import (
+    ByteImage,
+    ExcludeKeys,
+    Filter,
+    Fit,
+    FloatArrayLike,
+    Fuse,
+    ImageLike,
+    IndexArrayLike,
+    Method,
+    Modality,
+    PathLike,
+    Progress,
+    Search,
+    Sides,
+    Storage,
+)
 
-class Clip:
+# The classes of a compiled module have a metaclass of pybind11's.
+@type_check_only
+class _Type(type): ...
+
+class Clip(metaclass=_Type):
+    def __init__(self, /, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @staticmethod
-    def load(
-        path: str | os.PathLike[str], device: str = "cpu", dtype: str = "float32", batch_size: int = 64
-    ) -> Clip: ...
+    def load(path: PathLike, device: str = "cpu", dtype: str = "float32", batch_size: int = 64) -> Clip: ...
     def encode_images(
         self,
         images: ImageLike | Iterable[ImageLike],
-        progress: Callable[[int, int], bool | None] | None = None,
+        progress: Progress = None,
         on_error: Callable[[int, str], None] | None = None,
     ) -> npt.NDArray[np.float32]: ...
-    def encode_texts(
-        self, texts: str | Iterable[str], progress: Callable[[int, int], bool | None] | None = None
-    ) -> npt.NDArray[np.float32]: ...
+    def encode_texts(self, texts: str | Iterable[str], progress: Progress = None) -> npt.NDArray[np.float32]: ...
     @property
     def dim(self) -> int: ...
     @property
@@ -47,14 +63,17 @@ class Clip:
     @property
     def preprocess(self) -> Preprocess: ...
     def info(self) -> dict[str, Any]: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def __copy__(self) -> Clip: ...
+    def __deepcopy__(self, memo: Any) -> Clip: ...
 
-class Preprocess:
+class Preprocess(metaclass=_Type):
     do_resize: bool
     shortest_edge: int
     resize_width: int
     resize_height: int
-    fit: str
-    resample: str
+    fit: Fit
+    resample: Filter
     do_center_crop: bool
     crop_width: int
     crop_height: int
@@ -65,14 +84,36 @@ class Preprocess:
     do_normalize: bool
     mean: list[float]
     std: list[float]
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+        *,
+        do_resize: bool = True,
+        shortest_edge: int = 224,
+        resize_width: int = 0,
+        resize_height: int = 0,
+        fit: Fit = "stretch",
+        resample: Filter = "bicubic",
+        do_center_crop: bool = True,
+        crop_width: int = 224,
+        crop_height: int = 224,
+        torchvision_crop: bool = False,
+        fill: int = 0,
+        do_rescale: bool = True,
+        rescale_factor: float = ...,
+        do_normalize: bool = True,
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> None: ...
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Preprocess: ...
-    def __call__(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]: ...
+    def load(path: PathLike) -> Preprocess: ...
+    def __call__(self, image: ByteImage) -> npt.NDArray[np.float32]: ...
+    def __eq__(self, other: object) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
 
-class Tokenizer:
+class Tokenizer(metaclass=_Type):
+    def __init__(self, /, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Tokenizer: ...
+    def load(path: PathLike) -> Tokenizer: ...
     def encode(self, text: str, max_length: int = 77) -> list[int]: ...
     def __call__(self, texts: list[str], max_length: int = 77) -> npt.NDArray[np.int64]: ...
     @property
@@ -84,23 +125,16 @@ class Tokenizer:
     def end_id(self) -> int: ...
     @property
     def pad_id(self) -> int: ...
+    def __copy__(self) -> Tokenizer: ...
+    def __deepcopy__(self, memo: Any) -> Tokenizer: ...
 
 def decode_image(file: bytes, name: str = "image", max_pixels: int = 178956970) -> npt.NDArray[np.uint8]: ...
-def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]: ...
-def resize(image: npt.NDArray[np.uint8], width: int, height: int, filter: str = "bicubic") -> npt.NDArray[np.uint8]: ...
-
-FloatArrayLike: TypeAlias = npt.NDArray[Any]
-ExcludeKeys: TypeAlias = list[str] | list[list[str]]
-Method: TypeAlias = Literal["gated", "transformer", "mean"]
-Side: TypeAlias = Literal["image", "text"]
-StorageName: TypeAlias = Literal["float16", "int8", "codes4", "codes2", "codes1"]
-Search: TypeAlias = Literal["uni-modal", "cross-modal"]
-Fuse: TypeAlias = Literal["partner", "same", "both"]
-Sides: TypeAlias = Literal["both", "image", "text"]
+def read_image(path: PathLike) -> npt.NDArray[np.uint8]: ...
+def resize(image: ByteImage, width: int, height: int, filter: Filter = "bicubic") -> npt.NDArray[np.uint8]: ...
 
 class Error(RuntimeError): ...
 
-class FusionConfig:
+class FusionConfig(metaclass=_Type):
     def __init__(
         self,
         *,
@@ -147,8 +181,11 @@ class FusionConfig:
     def shared(self) -> bool: ...
     @property
     def gate_width(self) -> int: ...
+    def __eq__(self, other: object) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
 
-class Fusion:
+class Fusion(metaclass=_Type):
+    def __init__(self, /, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @staticmethod
     def create(config: FusionConfig, seed: int = 0) -> Fusion: ...
     @staticmethod
@@ -160,15 +197,15 @@ class Fusion:
         text_sharpness: float = 10.0,
     ) -> Fusion: ...
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Fusion: ...
-    def save(self, path: str | os.PathLike[str]) -> None: ...
+    def load(path: PathLike) -> Fusion: ...
+    def save(self, path: PathLike) -> None: ...
     def fuse(
         self,
-        modality: Side,
+        modality: Modality,
         queries: FloatArrayLike,
         scores: FloatArrayLike,
         partners: FloatArrayLike,
-        rows: npt.NDArray[Any] | None = None,
+        rows: IndexArrayLike | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]: ...
     @property
     def config(self) -> FusionConfig: ...
@@ -178,8 +215,10 @@ class Fusion:
     def encoder(self) -> str: ...
     @property
     def provenance(self) -> dict[str, Any]: ...
+    def __copy__(self) -> Fusion: ...
+    def __deepcopy__(self, memo: Any) -> Fusion: ...
 
-class TrainingConfig:
+class TrainingConfig(metaclass=_Type):
     def __init__(
         self,
         *,
@@ -196,15 +235,15 @@ class TrainingConfig:
         random_k: float = 0.5,
         warmup: float = 0.05,
         weight_decay: float = 0.01,
-        loss: tuple[float, float, float] = ...,
+        loss: tuple[float, float, float] = (1.0, 1.0, 1.0),
         logit_scale: float = 100.0,
         learn_scale: bool = False,
         max_similarity: float | None = None,
         validation: float = 0.1,
         seed: int = 0,
-        log: str | os.PathLike[str] = "",
-        tensorboard: str | os.PathLike[str] = "",
-        checkpoint: str | os.PathLike[str] = "",
+        log: PathLike | None = None,
+        tensorboard: PathLike | None = None,
+        checkpoint: PathLike | None = None,
     ) -> None: ...
     @property
     def fusion(self) -> FusionConfig: ...
@@ -233,7 +272,7 @@ class TrainingConfig:
     @property
     def weight_decay(self) -> float: ...
     @property
-    def loss(self) -> list[float]: ...
+    def loss(self) -> tuple[float, float, float]: ...
     @property
     def logit_scale(self) -> float: ...
     @property
@@ -244,6 +283,14 @@ class TrainingConfig:
     def validation(self) -> float: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def log(self) -> pathlib.Path | None: ...
+    @property
+    def tensorboard(self) -> pathlib.Path | None: ...
+    @property
+    def checkpoint(self) -> pathlib.Path | None: ...
+    def __eq__(self, other: object) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
 
 def train(
     images: FloatArrayLike | Memory,
@@ -251,24 +298,26 @@ def train(
     memory: MemoryBase,
     config: TrainingConfig,
     *,
-    keys: list[str] = ...,
-    concepts: list[int] = ...,
-    progress: Callable[[int, int], bool | None] | None = None,
+    keys: list[str] | None = None,
+    concepts: IndexArrayLike | None = None,
+    progress: Progress = None,
 ) -> Fusion: ...
 
-class Model:
+class Model(metaclass=_Type):
     def __init__(
         self, clip: Clip, memory: MemoryBase, fusion: Fusion, k: int = 10, max_similarity: float | None = None
     ) -> None: ...
-    def encode_images(self, images: ImageLike | Iterable[ImageLike]) -> npt.NDArray[np.float32]: ...
-    def encode_texts(self, texts: str | Iterable[str]) -> npt.NDArray[np.float32]: ...
+    def encode_images(
+        self, images: ImageLike | Iterable[ImageLike], progress: Progress = None
+    ) -> npt.NDArray[np.float32]: ...
+    def encode_texts(self, texts: str | Iterable[str], progress: Progress = None) -> npt.NDArray[np.float32]: ...
     def refine_images(
         self, embeddings: FloatArrayLike, *, exclude_keys: ExcludeKeys | None = None
     ) -> npt.NDArray[np.float32]: ...
     def refine_texts(
         self, embeddings: FloatArrayLike, *, exclude_keys: ExcludeKeys | None = None
     ) -> npt.NDArray[np.float32]: ...
-    def _explain(self, modality: Side, embedding: FloatArrayLike) -> dict[str, Any]: ...
+    def _explain(self, modality: Modality, embedding: FloatArrayLike) -> dict[str, Any]: ...
     @property
     def clip(self) -> Clip: ...
     @property
@@ -277,28 +326,32 @@ class Model:
     def fusion(self) -> Fusion: ...
     @property
     def k(self) -> int: ...
+    @property
+    def max_similarity(self) -> float | None: ...
+    def __copy__(self) -> Model: ...
+    def __deepcopy__(self, memo: Any) -> Model: ...
 
 def classify(
-    images: FloatArrayLike, classes: FloatArrayLike, labels: list[int]
+    images: FloatArrayLike, classes: FloatArrayLike, labels: IndexArrayLike
 ) -> tuple[dict[str, float], npt.NDArray[np.int64]]: ...
-def retrieve(images: FloatArrayLike, texts: FloatArrayLike, image_of_text: list[int]) -> dict[str, float]: ...
+def retrieve(images: FloatArrayLike, texts: FloatArrayLike, image_of_text: IndexArrayLike) -> dict[str, float]: ...
 def ranks(
     queries: FloatArrayLike,
     candidates: FloatArrayLike,
-    targets: npt.NDArray[Any] | list[int],
-    target_queries: npt.NDArray[Any] | list[int] | None = None,
+    targets: IndexArrayLike,
+    target_queries: IndexArrayLike | None = None,
 ) -> npt.NDArray[np.int64]: ...
 def bootstrap(
-    values: npt.NDArray[Any] | list[float],
-    units: npt.NDArray[Any] | list[int] | None = None,
-    groups: npt.NDArray[Any] | list[int] | None = None,
+    values: FloatArrayLike,
+    units: IndexArrayLike | None = None,
+    groups: IndexArrayLike | None = None,
     *,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]: ...
 def vote(
-    scores: FloatArrayLike, labels: npt.NDArray[Any], classes: int, sharpness: float = 10.0
+    scores: FloatArrayLike, labels: IndexArrayLike, classes: int, sharpness: float = 10.0
 ) -> npt.NDArray[np.float32]: ...
 def blend(
     cosines: FloatArrayLike, votes: FloatArrayLike, logit_scale: float, weight: float = 0.5
@@ -309,7 +362,7 @@ def average_prompts(embeddings: FloatArrayLike, templates: int) -> npt.NDArray[n
 def set_threads(count: int) -> None: ...
 def threads() -> int: ...
 
-class MemoryRow:
+class MemoryRow(metaclass=_Type):
     def __init__(
         self,
         key: str,
@@ -329,11 +382,11 @@ class MemoryRow:
     @property
     def text_embedding(self) -> npt.NDArray[np.float32]: ...
 
-class Neighbors:
+class Neighbors(metaclass=_Type):
     def __init__(
         self,
         memory: MemoryBase,
-        rows: npt.ArrayLike,
+        rows: IndexArrayLike,
         scores: FloatArrayLike,
         partners: FloatArrayLike | None = None,
     ) -> None: ...
@@ -351,7 +404,7 @@ class Neighbors:
     def metadata(self) -> list[list[dict[str, Any] | None]]: ...
     def __len__(self) -> int: ...
 
-class MemoryBase:
+class MemoryBase(metaclass=_Type):
     def __init__(self, dim: int, encoder: str = "") -> None: ...
     def add(
         self,
@@ -366,7 +419,7 @@ class MemoryBase:
         self,
         queries: FloatArrayLike,
         k: int = 10,
-        modality: Side = "image",
+        modality: Modality = "image",
         exclude_keys: ExcludeKeys | None = None,
         only_keys: list[str] | None = None,
         where: str = "",
@@ -376,10 +429,10 @@ class MemoryBase:
         effort: int = 0,
     ) -> Neighbors: ...
     def get(self, key: str) -> MemoryRow: ...
-    def embeddings(self, modality: Side, rows: npt.ArrayLike) -> npt.NDArray[np.float32]: ...
-    def keys(self, rows: npt.ArrayLike) -> list[str]: ...
-    def captions(self, rows: npt.ArrayLike) -> list[str]: ...
-    def metadata(self, rows: npt.ArrayLike) -> list[dict[str, Any] | None]: ...
+    def embeddings(self, modality: Modality, rows: IndexArrayLike) -> npt.NDArray[np.float32]: ...
+    def keys(self, rows: IndexArrayLike) -> list[str]: ...
+    def captions(self, rows: IndexArrayLike) -> list[str]: ...
+    def metadata(self, rows: IndexArrayLike) -> list[dict[str, Any] | None]: ...
     @property
     def dim(self) -> int: ...
     @property
@@ -387,14 +440,13 @@ class MemoryBase:
     def __len__(self) -> int: ...
 
 class Memory(MemoryBase):
+    def __init__(self, /, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @staticmethod
-    def create(
-        path: str | os.PathLike[str], dim: int, encoder: str = "", storage: StorageName = "float16"
-    ) -> Memory: ...
+    def create(path: PathLike, dim: int, encoder: str = "", storage: Storage = "float16") -> Memory: ...
     @staticmethod
-    def open(path: str | os.PathLike[str], read_only: bool = False, encoder: str = "") -> Memory: ...
+    def open(path: PathLike, read_only: bool = False, encoder: str = "") -> Memory: ...
     @staticmethod
-    def repair(path: str | os.PathLike[str]) -> list[str]: ...
+    def repair(path: PathLike) -> list[str]: ...
     def upsert(
         self,
         image_embeddings: FloatArrayLike,
@@ -405,8 +457,8 @@ class Memory(MemoryBase):
     ) -> None: ...
     def attach(
         self,
-        image_file: str | os.PathLike[str],
-        text_file: str | os.PathLike[str],
+        image_file: PathLike,
+        text_file: PathLike,
         keys: list[str],
         captions: list[str] | None = None,
         metadata: list[dict[str, Any]] | None = None,
@@ -420,33 +472,34 @@ class Memory(MemoryBase):
         max_bytes: int | None = None,
         max_build_bytes: int | None = None,
         seed: int = 0,
-        progress: Callable[[int, int], bool | None] | None = None,
+        progress: Progress = None,
     ) -> list[dict[str, Any]]: ...
-    def adopt_index(
-        self, path: str | os.PathLike[str], modality: Side, recall: float = 0.95, k: int = 10
-    ) -> dict[str, Any]: ...
+    def adopt_index(self, path: PathLike, modality: Modality, recall: float = 0.95, k: int = 10) -> dict[str, Any]: ...
     @overload
     def duplicates(
         self,
         min_similarity: float = 0.96,
-        modality: Side = "image",
-        progress: Callable[[int, int], bool | None] | None = None,
+        modality: Modality = "image",
+        progress: Progress = None,
         against: Memory | None = None,
     ) -> list[tuple[str, str, float]]: ...
     @overload
     def duplicates(
         self,
         min_similarity: float = 0.96,
-        modality: Side = "image",
-        progress: Callable[[int, int], bool | None] | None = None,
+        modality: Modality = "image",
+        progress: Progress = None,
         *,
         against: FloatArrayLike,
     ) -> list[tuple[str, int, float]]: ...
-    def embeddings(self, modality: Side, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]: ...
+    def embeddings(self, modality: Modality, rows: IndexArrayLike | None = None) -> npt.NDArray[np.float32]: ...
     def info(self) -> dict[str, Any]: ...
     def verify(self) -> list[str]: ...
     def close(self) -> None: ...
     def __contains__(self, key: str) -> bool: ...
     def __iter__(self) -> Iterator[str]: ...
     def __enter__(self) -> Memory: ...
-    def __exit__(self, *arguments: object) -> None: ...
+    def __exit__(self, type: object, value: object, traceback: object) -> None: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def __copy__(self) -> Memory: ...
+    def __deepcopy__(self, memo: Any) -> Memory: ...

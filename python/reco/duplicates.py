@@ -7,17 +7,20 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from reco._core import Clip, Error, Memory
 from reco.datasets import read_samples
-from reco.embedding import Embeddings, embed_batches, report_to
+from reco.embedding import Embeddings, embed_batches
 from reco.embedding_folder import folder_shards
 from reco.pages import render
 from reco.pictures import data_uri, find_pictures
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["Match", "contact_sheet", "find_duplicates", "write_csv"]
 
@@ -52,7 +55,7 @@ def find_duplicates(
     clip: Clip | None = None,
     min_similarity: float = 0.96,
     modality: Literal["image", "text"] = "image",
-    progress: bool = True,
+    progress: Progress = True,
 ) -> list[Match]:
     """Compare every pair of a memory with every other one, or with those of another set.
 
@@ -68,8 +71,8 @@ def find_duplicates(
         Cosine from which on two pairs count as the same.
     modality : {"image", "text"}
         The side that is compared.
-    progress : bool
-        Show a progress bar on standard error.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
     Returns
     -------
@@ -81,12 +84,12 @@ def find_duplicates(
     Error
         When `against` is none of these, or of another width or encoder than the memory.
     """
-    with tqdm(unit=" pairs", desc="compare", disable=None if progress else True, leave=False) as bar:
+    with Reporter(progress, "compare", " pairs") as bar:
         if against is None:
-            return _of_memory(memory, memory, memory.duplicates(min_similarity, modality, report_to(bar)))
+            return _of_memory(memory, memory, memory.duplicates(min_similarity, modality, bar))
         if (Path(against) / "memory.sqlite").is_file():
             with Memory.open(against, read_only=True) as other:
-                found = memory.duplicates(min_similarity, modality, report_to(bar), other)
+                found = memory.duplicates(min_similarity, modality, bar, other)
                 return _of_memory(memory, other, found)
         matches: list[Match] = []
         for pairs in _embeddings(memory, Path(against), clip):
@@ -129,6 +132,11 @@ def _embeddings(memory: Memory, source: Path, clip: Clip | None) -> Iterator[Emb
 
 def write_csv(matches: list[Match], path: str | Path) -> None:
     """Write a table: similarity, key, caption, other_key, other_caption.
+
+    Parameters
+    ----------
+    matches : list of Match
+    path : str or Path
 
     Raises
     ------

@@ -7,14 +7,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from reco._core import Clip, Error, Fusion, Memory, MemoryBase, TrainingConfig, train
 from reco.datasets import Fault, Sample
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = [
     "Embeddings",
@@ -24,7 +27,6 @@ __all__ = [
     "embed_batch",
     "embed_batches",
     "prefetch",
-    "report_to",
     "train_on",
 ]
 
@@ -55,7 +57,17 @@ class Embeddings:
         return len(self.keys)
 
     def select(self, rows: npt.NDArray[Any] | list[int]) -> Embeddings:
-        """The given rows (indices, or a boolean mask), in that order."""
+        """Some of the rows, in the order given.
+
+        Parameters
+        ----------
+        rows : array of int, or of bool [n]
+            Indices, or a mask.
+
+        Returns
+        -------
+        Embeddings
+        """
         index = np.asarray(rows)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
         return Embeddings(
@@ -68,7 +80,16 @@ class Embeddings:
 
 
 def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Several sets of pairs, at least one, as one."""
+    """Several sets of pairs, at least one, as one.
+
+    Parameters
+    ----------
+    parts : list of Embeddings
+
+    Returns
+    -------
+    Embeddings
+    """
     return Embeddings(
         np.concatenate([p.images for p in parts]),
         np.concatenate([p.texts for p in parts]),
@@ -79,7 +100,12 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
 
 
 def prefetch(items: Iterable[T]) -> Generator[T]:
-    """The same items, each read by another thread while the one before is worked on."""
+    """The same items, each read by another thread while the one before is worked on.
+
+    Parameters
+    ----------
+    items : iterable
+    """
     stream, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(next, stream, end)
@@ -98,7 +124,16 @@ def embed_batch(
 ) -> tuple[Embeddings, list[Fault]]:
     """The embeddings of the pairs that can be read, in their order, and the others.
 
-    `report` is called with the number of images done since it was called last.
+    Parameters
+    ----------
+    clip : Clip
+    batch : list of Sample
+    report : callable, optional
+        Called with the number of images done since it was called last.
+
+    Returns
+    -------
+    (Embeddings, list of Fault)
     """
     captions = [sample.caption for sample in batch]
     distinct = list(dict.fromkeys(captions))
@@ -118,31 +153,35 @@ def embed_batch(
     return pairs.select([i for i in range(len(batch)) if i not in errors]) if errors else pairs, faults
 
 
-def _embed_all(clip: Clip, batch: Sequence[Sample], bar: Any) -> Embeddings:
+def _embed_all(clip: Clip, batch: Sequence[Sample], bar: Reporter) -> Embeddings:
     pairs, faults = embed_batch(clip, batch, bar.update)
     if faults:
         raise Error(f"[embedding.embed] {faults[0].key} cannot be read: {faults[0].error}")
     return pairs
 
 
-def embed(clip: Clip, samples: Iterable[Sample], *, progress: bool = True, total: int | None = None) -> Embeddings:
+def embed(clip: Clip, samples: Iterable[Sample], *, progress: Progress = True, total: int | None = None) -> Embeddings:
     """Encode both sides of all pairs, in memory.
 
     Parameters
     ----------
     clip : Clip
     samples : iterable of Sample
-    progress : bool
-        Show a progress bar on standard error.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
     total : int, optional
         Number of samples, for the bar.
+
+    Returns
+    -------
+    Embeddings
 
     Raises
     ------
     Error
         When there is no sample, or an image cannot be read.
     """
-    with tqdm(total=total, unit=" pairs", desc="embed", disable=None if progress else True, leave=False) as bar:
+    with Reporter(progress, "embed", " pairs", total) as bar:
         parts = [_embed_all(clip, batch, bar) for batch in _batches(samples)]
     if not parts:
         raise Error("[embedding.embed] expected image-text pairs, found none")
@@ -151,6 +190,15 @@ def embed(clip: Clip, samples: Iterable[Sample], *, progress: bool = True, total
 
 def embed_batches(clip: Clip, samples: Iterable[Sample]) -> Iterator[Embeddings]:
     """Encode both sides of all pairs, batch by batch, for sets of any size.
+
+    Parameters
+    ----------
+    clip : Clip
+    samples : iterable of Sample
+
+    Returns
+    -------
+    iterator of Embeddings
 
     Raises
     ------
@@ -164,31 +212,34 @@ def embed_batches(clip: Clip, samples: Iterable[Sample]) -> Iterator[Embeddings]
         yield pairs
 
 
-def add_samples(memory: Memory, clip: Clip, samples: Iterable[Sample], *, progress: bool = True) -> int:
+def add_samples(memory: Memory, clip: Clip, samples: Iterable[Sample], *, progress: Progress = True) -> int:
     """Encode pairs and add them to a memory, batch by batch; each batch is durable when the next begins.
+
+    Parameters
+    ----------
+    memory : Memory
+    clip : Clip
+    samples : iterable of Sample
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
     Returns
     -------
     int
         How many pairs were added.
+
+    Raises
+    ------
+    Error
+        When an image cannot be read, or a key is there already; the batches before stay.
     """
     added = 0
-    with tqdm(unit=" pairs", desc="add", disable=None if progress else True, leave=False) as bar:
+    with Reporter(progress, "add", " pairs") as bar:
         for batch in _batches(samples):
             pairs = _embed_all(clip, batch, bar)
             memory.add(pairs.images, pairs.texts, pairs.keys, pairs.captions, pairs.metadata)
             added += len(pairs)
     return added
-
-
-def report_to(bar: Any) -> Callable[[int, int], None]:
-    """What shows the core's progress on a bar of tqdm's."""
-
-    def report(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return report
 
 
 def train_on(
@@ -197,16 +248,34 @@ def train_on(
     config: TrainingConfig,
     *,
     concepts: Sequence[int] = (),
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Fusion:
     """train() with a progress bar, on embeddings, or on a memory of pairs that is read batch by batch.
 
     A pair that is remembered too is left out of its own neighbours.
+
+    Parameters
+    ----------
+    pairs : Embeddings or Memory
+        What to learn from.
+    memory : MemoryBase
+        Where neighbours are looked up.
+    config : TrainingConfig
+    concepts : list of int [n], optional
+        Pairs of one concept never meet in a batch.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (epochs done, epochs), returning False stops.
+
+    Returns
+    -------
+    Fusion
+
+    Raises
+    ------
+    Error
+        As train().
     """
-    with tqdm(
-        total=config.epochs, unit=" epochs", desc="train", disable=None if progress else True, leave=False
-    ) as bar:
-        report, numbers = report_to(bar), list(concepts)
-        if isinstance(pairs, Memory):
-            return train(pairs, None, memory, config, concepts=numbers, progress=report)
-        return train(pairs.images, pairs.texts, memory, config, keys=pairs.keys, concepts=numbers, progress=report)
+    numbers = list(concepts) or None
+    if isinstance(pairs, Memory):
+        return train(pairs, None, memory, config, concepts=numbers, progress=progress)
+    return train(pairs.images, pairs.texts, memory, config, keys=pairs.keys, concepts=numbers, progress=progress)

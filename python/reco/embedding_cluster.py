@@ -31,6 +31,13 @@ def _model(path: str, options: dict[str, Any]) -> Clip:
     return _models[key]
 
 
+def worker_threads(wanted: int | None) -> int:
+    """Those that were asked for, else those that Dask gave the worker: its processes are told to compute with one."""
+    from distributed import get_worker
+
+    return wanted or int(get_worker().state.nthreads)
+
+
 def embed_part(
     model: str,
     model_options: dict[str, Any],
@@ -42,8 +49,7 @@ def embed_part(
 ) -> Summary:
     """What a worker does: one part of the collection, gone on with where a lost worker left it."""
     with _worker:
-        if threads:
-            set_threads(threads)
+        set_threads(worker_threads(threads))
         return embed_to_folder(_model(model, model_options), sources, out, shard=part, progress=False, **options)
 
 
@@ -80,7 +86,7 @@ def embed_on_dask(
     parts : int, optional
         Tasks to make. As many as were begun with where `out` is there, else four a worker.
     threads : int, optional
-        Of a worker; all cores that it sees by default.
+        Of a worker; by default as many as Dask gave it (`dask worker --nthreads`).
     device, dtype, batch_size
         As in Clip.load.
     shard_size, image_column, caption_column, progress

@@ -22,16 +22,19 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from reco._core import Clip, Error
 from reco.datasets import Collection, Fault, Sample
 from reco.datasets.collection import Position
 from reco.datasets.sources import clean
 from reco.embedding import Embeddings, concatenate, embed_batch, prefetch
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["Summary", "embed_to_folder", "folder_shards", "numbered_shards", "read_folder", "write_shard"]
 
@@ -141,7 +144,17 @@ def _metadata_file(pairs: Embeddings) -> memoryview:
 
 
 def write_shard(folder: Path, number: int, pairs: Embeddings | None, faults: Sequence[Fault] = ()) -> None:
-    """Write the files of one shard, durably."""
+    """Write the files of one shard, durably.
+
+    Parameters
+    ----------
+    folder : Path
+    number : int
+        Of the shard, in the names of its files.
+    pairs : Embeddings, or None
+    faults : list of Fault
+        What could not be read.
+    """
     if pairs:
         _write(folder / f"img_emb/img_emb_{number:05}.npy", _array_file(pairs.images))
         _write(folder / f"text_emb/text_emb_{number:05}.npy", _array_file(pairs.texts))
@@ -194,7 +207,7 @@ class _Shard:
         self.faults: list[Fault] = []
         self.samples = 0
 
-    def add(self, clip: Clip, batch: _Batch, bar: Any) -> None:
+    def add(self, clip: Clip, batch: _Batch, bar: Reporter) -> None:
         samples = [item for _, item in batch.items if isinstance(item, Sample)]
         pairs, faults = embed_batch(clip, samples, bar.update)
         self.parts += [replace(pairs, images=pairs.images.astype(np.float16), texts=pairs.texts.astype(np.float16))]
@@ -283,7 +296,7 @@ def _remaining(collection: Collection, job: _Job) -> Iterator[tuple[Position, Sa
     return items
 
 
-def _run(clip: Clip, collection: Collection, job: _Job, bar: Any) -> None:
+def _run(clip: Clip, collection: Collection, job: _Job, bar: Reporter) -> None:
     shard = _Shard()
     position, key = job.state.position, job.state.last_key
     batches = prefetch(_batches(_remaining(collection, job), job.state.identity.shard_size))
@@ -309,7 +322,7 @@ def embed_to_folder(
     shard_size: int = 10_000,
     image_column: str | None = None,
     caption_column: str | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Summary:
     """Encode a collection of any size into a folder that clip-retrieval, autofaiss and Memory read.
 
@@ -330,8 +343,8 @@ def embed_to_folder(
         Samples of an output shard.
     image_column, caption_column : str, optional
         Column names of tables; the usual ones are found.
-    progress : bool
-        Show a progress bar on standard error.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
     Returns
     -------
@@ -350,25 +363,32 @@ def embed_to_folder(
     with contextlib.closing(_Job(Path(out), shard, identity)) as job:
         done = job.state.summary
         if not done.finished:
-            with tqdm(
-                total=collection.total(),
-                initial=done.samples,
-                unit=" pairs",
-                desc="embed",
-                disable=None if progress else True,
-            ) as bar:
+            with Reporter(progress, "embed", " pairs", collection.total(), done.samples) as bar:
                 _run(clip, collection, job, bar)
         return job.state.summary
 
 
 def begun_parts(folder: str | Path) -> int | None:
-    """In how many parts the work in a folder was begun; None where there is none."""
+    """In how many parts the work in a folder was begun; None where there is none.
+
+    Parameters
+    ----------
+    folder : str or Path
+    """
     states = sorted(Path(folder).glob("state/*.json"))
     return _load(states[0]).identity.processes if states else None
 
 
 def folder_shards(folder: str | Path) -> Iterator[Embeddings]:
     """The embeddings that embed_to_folder (or clip-retrieval) wrote, shard after shard; arrays are float16 maps.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    iterator of Embeddings
 
     Raises
     ------
@@ -379,7 +399,21 @@ def folder_shards(folder: str | Path) -> Iterator[Embeddings]:
 
 
 def numbered_shards(folder: str | Path) -> Iterator[tuple[str, Embeddings]]:
-    """folder_shards(), each with the digits that its files' names have."""
+    """folder_shards(), each with the digits that its files' names have.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    iterator of (str, Embeddings)
+
+    Raises
+    ------
+    Error
+        As folder_shards().
+    """
     folder = Path(folder)
     numbers = [file.stem.removeprefix("img_emb_") for file in folder.glob("img_emb/img_emb_*.npy")]
     if not numbers:
@@ -409,6 +443,21 @@ def _read_shard(folder: Path, number: str) -> Embeddings:
 
 
 def read_folder(folder: str | Path) -> Embeddings:
-    """All of folder_shards(), in memory."""
+    """All of folder_shards(), in memory.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    Embeddings
+        float32.
+
+    Raises
+    ------
+    Error
+        As folder_shards().
+    """
     pairs = concatenate(list(folder_shards(folder)))
     return replace(pairs, images=pairs.images.astype(np.float32), texts=pairs.texts.astype(np.float32))

@@ -6,21 +6,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from reco._core import Error, Memory
 from reco.embedding import Embeddings
 from reco.embedding_folder import folder_shards, numbered_shards, write_shard
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["export_memory", "import_embeddings"]
 
 _ROWS = 10_000
 
 
-def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = False, progress: bool = True) -> int:
+def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = False, progress: Progress = True) -> int:
     """Add what `reco embed` or clip-retrieval wrote, piece by piece; pairs whose keys are there already are skipped.
 
     Interrupted, the same call goes on where it was: each piece is durable before the next begins.
@@ -33,8 +36,8 @@ def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = Fal
         Leave the embeddings where they are instead of copying them: they must be float16 in rows of unit length, and
         stay there unchanged. Words go into the memory. A memory that was empty gives the rows the numbers that they
         have in the folders, so that an index over these can be adopted.
-    progress : bool
-        Show a progress bar on standard error.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = Fal
         When a folder holds no embeddings, its files do not fit each other, or the width is not the memory's.
     """
     added = 0
-    with tqdm(unit=" pairs", desc="import", disable=None if progress else True, leave=False) as bar:
+    with Reporter(progress, "import", " pairs") as bar:
         for folder in folders:
             if in_place:
                 added += _attach_folder(memory, Path(folder), bar)
@@ -63,7 +66,7 @@ def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = Fal
     return added
 
 
-def _attach_folder(memory: Memory, folder: Path, bar: Any) -> int:
+def _attach_folder(memory: Memory, folder: Path, bar: Reporter) -> int:
     """All shards of a folder where they lie; how many pairs are new."""
     added = 0
     for number, shard in numbered_shards(folder):
@@ -80,8 +83,18 @@ def _attach_folder(memory: Memory, folder: Path, bar: Any) -> int:
     return added
 
 
-def export_memory(memory: Memory, folder: str | Path, *, shard_size: int = 100_000, progress: bool = True) -> int:
+def export_memory(memory: Memory, folder: str | Path, *, shard_size: int = 100_000, progress: Progress = True) -> int:
     """Write the pairs of a memory as `reco embed` does, for clip-retrieval, autofaiss and the like.
+
+    Parameters
+    ----------
+    memory : Memory
+    folder : str or Path
+        Empty, or not there yet.
+    shard_size : int
+        Pairs a file.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
     Returns
     -------
@@ -97,7 +110,7 @@ def export_memory(memory: Memory, folder: str | Path, *, shard_size: int = 100_0
     if folder.exists() and any(folder.iterdir()):
         raise Error(f"[exchange.export_memory] the folder {folder} must be empty or not there yet")
     written = 0
-    with tqdm(total=len(memory), unit=" pairs", desc="export", disable=None if progress else True, leave=False) as bar:
+    with Reporter(progress, "export", " pairs", len(memory)) as bar:
         for number, keys in enumerate(_pieces(memory, shard_size)):
             rows = [memory.get(key) for key in keys]
             pairs = Embeddings(

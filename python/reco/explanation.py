@@ -79,6 +79,13 @@ class Explanation:
         """Cosine of the refined and the original embedding: 1 where nothing changed."""
         return float(self.original @ self.refined)
 
+    @property
+    def answers(self) -> tuple[str, str] | None:
+        """The best class by CLIP alone and by reco; None where no classes were asked for."""
+        if not self.classnames:
+            return None
+        return self.classnames[int(np.argmax(self.before))], self.classnames[int(np.argmax(self.after))]
+
     def thumbnails(self) -> list[bytes | None]:
         """Small pictures of the neighbours, WebP files; None where the memory knows no file that is still there."""
         return find_pictures(self.metadata)
@@ -114,15 +121,27 @@ class Explanation:
         return out
 
     def to_json(self, *, embeddings: bool = False) -> str:
-        """to_dict() as JSON."""
+        """to_dict() as JSON.
+
+        Parameters
+        ----------
+        embeddings : bool
+            Include the two vectors.
+        """
         return json.dumps(self.to_dict(embeddings=embeddings), indent=1, ensure_ascii=False)
 
     def to_html(self) -> str:
         """A whole page that needs no other file and no network."""
-        return render("page.html", title=f"reco: {self.query or 'an image'}", body=self._repr_html_())
+        name = Path(self.query).name if self.modality == "image" else self.query
+        title = f"What reco looked up for {name or 'an image'}"
+        return render("page.html", title=title, heading=title, body=self._repr_html_())
 
     def save_html(self, path: str | Path) -> None:
         """Write to_html() to a file.
+
+        Parameters
+        ----------
+        path : str or Path
 
         Raises
         ------
@@ -151,7 +170,7 @@ class Explanation:
         ranking = self.ranking()
         values = [value for _, before, after in ranking for value in (before, after)]
         low, span = min(values, default=0.0), max(max(values, default=1.0) - min(values, default=0.0), 1e-6)
-        best = self.classnames[int(np.argmax(self.before))] if self.classnames else ""
+        best = self.answers[0] if self.answers else ""
         return [
             {
                 "name": name,
@@ -176,7 +195,8 @@ class Explanation:
             zip(self.keys, self.captions, self.scores, self.attention, strict=True)
         ):
             lines.append(f"{i + 1:5}{score:12.3f}{weight:11.3f}  {caption}  [{key}]")
-        if self.classnames:
+        if self.answers:
+            lines.append("CLIP says {}, reco says {}".format(*self.answers))
             lines.append("         CLIP       reco  class")
         lines += [f"     {before:8.3f}{after:11.3f}  {name}" for name, before, after in self.ranking()]
         return "\n".join(lines)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ Side = Literal["image", "text"]
 _REQUEST_BYTES = 16 << 20  # of vectors in one request or answer; a server takes 64 MB
 _MOST_RESULTS = 16_384  # Milvus's own limit of neighbours a query
 _ROWS = 1_000  # ids of one query
+_CONTEST = 16  # times k: how many equally near pairs are looked at
 _SAMPLE = 64  # rows of a shard that an import reads back
 _TAG = "memory.milvus"
 
@@ -41,9 +43,11 @@ def row_of(key: str) -> int:
 class MilvusMemory(MemoryBase):
     """Image-text pairs in a collection of a Milvus server or of a Milvus Lite file; takes a Memory's place anywhere.
 
-    Embeddings are unit rows, rounded to half precision as a Memory's are, so that both give the same neighbours. A pair
-    is written whole or not at all; add() writes batch by batch, and an interrupted one is done again without harm.
-    Thread safe.
+    Embeddings are unit rows, rounded to half precision as a Memory's are, so that both give the same neighbours: of
+    pairs that are equally near the older ones (any, where there are more than 16 k of them), and two whose similarities
+    differ by no more than rounding may change places. A pair
+    is written whole or not at all, but many pairs batch by batch: when add() fails half way, some are there, and
+    upsert() of all of them ends what was begun. Thread safe.
 
     Parameters
     ----------
@@ -56,15 +60,15 @@ class MilvusMemory(MemoryBase):
     token : str
         "user:password" or an API key.
     timeout : float
-        Seconds that a request may take.
-    retries : int
-        How often a request that failed is sent again, after 0.1, 0.2, 0.4, ... seconds.
+        Seconds that a request may take. One that fails is sent again within them, after 0.1, 0.2, 0.4, ... 2 seconds,
+        so that a server may be started anew meanwhile; then it is an Error.
 
     Raises
     ------
     Error
         When the server does not answer, there is no such collection, or it is not one of reco's. Searching one whose
-        import was interrupted raises Error, until import_embeddings() has ended.
+        import was begun raises Error until import_embeddings() has ended; that, and that the collection is still the
+        one that was opened, is asked anew once a second and after every request that failed.
     """
 
     def __init__(
@@ -75,9 +79,8 @@ class MilvusMemory(MemoryBase):
         encoder: str = "",
         token: str = "",
         timeout: float = 30.0,
-        retries: int = 3,
     ) -> None:
-        self._store = MilvusCollection(uri, collection, token, timeout, retries)
+        self._store = MilvusCollection(uri, collection, token, timeout)
         self._store.open(encoder)
         super().__init__(self._store.facts["dim"], self._store.facts["encoder"])
 
@@ -94,13 +97,12 @@ class MilvusMemory(MemoryBase):
         dtype: Literal["float32", "float16"] = "float32",
         token: str = "",
         timeout: float = 30.0,
-        retries: int = 3,
     ) -> MilvusMemory:
         """Make an empty collection and open it.
 
         Parameters
         ----------
-        uri, collection, token, timeout, retries
+        uri, collection, token, timeout
             As in MilvusMemory.
         dim : int
             Width of the embeddings.
@@ -118,9 +120,9 @@ class MilvusMemory(MemoryBase):
         Error
             When the collection is there already, or the server refuses what was asked for.
         """
-        store = MilvusCollection(uri, collection, token, timeout, retries)
+        store = MilvusCollection(uri, collection, token, timeout)
         store.create(dim, encoder, index, index_params or {}, dtype)
-        return cls(uri, collection, encoder=encoder, token=token, timeout=timeout, retries=retries)
+        return cls(uri, collection, encoder=encoder, token=token, timeout=timeout)
 
     def __repr__(self) -> str:
         return str(self._store)
@@ -140,7 +142,15 @@ class MilvusMemory(MemoryBase):
         captions: list[str] | None = None,
         metadata: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Append n pairs, as Memory.add; keys that are there already raise Error before anything is written."""
+        """Append n pairs, as Memory.add; keys that are there already raise Error before anything is written.
+
+        Parameters
+        ----------
+        image_embeddings, text_embeddings : array [n, dim]
+        keys : list of str
+        captions : list of str, optional
+        metadata : list of dict, optional
+        """
         if there := self._stored(keys):
             raise Error(f"[memory.add] key '{there[0]}' is there already")
         self.upsert(image_embeddings, text_embeddings, keys, captions, metadata)
@@ -153,7 +163,15 @@ class MilvusMemory(MemoryBase):
         captions: list[str] | None = None,
         metadata: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Like add(), but pairs whose keys are there already are replaced."""
+        """Like add(), but pairs whose keys are there already are replaced.
+
+        Parameters
+        ----------
+        image_embeddings, text_embeddings : array [n, dim]
+        keys : list of str
+        captions : list of str, optional
+        metadata : list of dict, optional
+        """
         n = len(keys)
         sides = {"image": self._unit(image_embeddings, n), "text": self._unit(text_embeddings, n)}
         words: dict[str, list[Any]] = {"caption": captions or [""] * n, "metadata": metadata or [{}] * n}
@@ -165,20 +183,25 @@ class MilvusMemory(MemoryBase):
         for text in (*keys, *words["caption"]):
             if len(text.encode()) > LONGEST_TEXT:
                 raise Error(f"[memory.add] keys and captions must have at most {LONGEST_TEXT} bytes: '{text[:40]}...'")
-        rows = [row_of(key) for key in keys]
+        rows, now = [row_of(key) for key in keys], time.time_ns()
         step = max(1, _REQUEST_BYTES // (8 * self.dim + 1024))
         for first in range(0, n, step):
             self._store.call("upsert", data=[
                 {
                     "id": rows[i], "key": keys[i], "caption": words["caption"][i],
-                    "metadata": words["metadata"][i] or {},
+                    "metadata": words["metadata"][i] or {}, "added": now + i,
                     "image": self._stored_vector(sides["image"][i]), "text": self._stored_vector(sides["text"][i]),
                 }
                 for i in range(first, min(first + step, n))
             ])  # fmt: skip
 
     def remove(self, keys: list[str]) -> None:
-        """Remove pairs; Error, with nothing removed, if a key is not there."""
+        """Remove pairs; Error, with nothing removed, if a key is not there.
+
+        Parameters
+        ----------
+        keys : list of str
+        """
         there = set(self._stored(keys))
         for key in keys:
             if key not in there:
@@ -186,11 +209,21 @@ class MilvusMemory(MemoryBase):
         for piece in _pieces([row_of(key) for key in keys], _ROWS):
             self._store.call("delete", ids=piece)
 
+    def flush(self) -> None:
+        """Have the server seal and index what was added so far, so that it is found faster. Imports end with it."""
+        self._store.call("flush")
+
     def import_embeddings(self, *folders: str | Path, progress: bool = True) -> int:
         """Add what `reco embed` or clip-retrieval wrote, shard by shard.
 
         Interrupted, the same call goes on after the last whole shard; until it has ended, searches raise Error. Of
         each shard some rows are read back and compared, and at the end the pairs are counted.
+
+        Parameters
+        ----------
+        *folders : str or Path
+        progress : bool
+            Show a progress bar on standard error.
 
         Returns
         -------
@@ -218,6 +251,7 @@ class MilvusMemory(MemoryBase):
         after = len(self)
         if after < max(before, total):
             raise Error(f"[{_TAG}] {self} counts {after} pairs after an import of {total}: keys are there twice")
+        self.flush()
         self._store.write_facts(importing="", **{"import": {}})
         return total
 
@@ -237,8 +271,25 @@ class MilvusMemory(MemoryBase):
     ) -> Neighbors:
         """Find the k most similar pairs of each query, as Memory.search.
 
-        `where` is an expression of Milvus's on key, caption and metadata, such as ``metadata["domain"] == "flags"``;
-        `effort` is HNSW's ef or IVF's nprobe; `exact` raises Error unless the index is FLAT.
+        Parameters
+        ----------
+        queries : array [n, dim]
+        k : int
+        modality : {"image", "text"}
+        exclude_keys : list of str, or n lists of str, optional
+        only_keys : list of str, optional
+        where : str
+            An expression of Milvus's on key, caption and metadata, such as ``metadata["domain"] == "flags"``.
+        max_similarity : float, optional
+        partners : bool
+        exact : bool
+            Raises Error unless the index is FLAT.
+        effort : int
+            HNSW's ef or IVF's nprobe; 0: the index's own.
+
+        Returns
+        -------
+        Neighbors
         """
         rows = self._unit(queries, None)
         self._check_search(k, modality, exact)
@@ -246,32 +297,32 @@ class MilvusMemory(MemoryBase):
         found_rows = np.full((len(rows), k), -1, np.int64)
         scores = np.zeros((len(rows), k), np.float32)
         vectors = np.zeros((len(rows), k, self.dim), np.float32) if partners else None
+        partner = _other(modality)
         request = {
             "anns_field": modality,
             "filter": self._filter(where, only_keys),
-            "output_fields": ["id", _other(modality)] if partners else ["id"],
+            "output_fields": ["id", "added", partner] if partners else ["id", "added"],
             "search_params": {"metric_type": "IP", "params": self._effort(effort)},
         }
-        todo = np.arange(len(rows))
-        limit = min(_MOST_RESULTS, k + max(map(len, excluded), default=0))
+        todo, limit = np.arange(len(rows)), min(_MOST_RESULTS, k + 1 + max(map(len, excluded), default=0))
         while todo.size:
             short = []
             for i, hits in self._hits(rows, todo, limit, request):
                 kept = [hit for hit in hits if hit["id"] not in excluded[i]
-                        and (max_similarity is None or hit["distance"] <= max_similarity)][:k]  # fmt: skip
-                if len(kept) < k and len(hits) == limit and limit < _MOST_RESULTS:
-                    short.append(i)  # what was left out took the places of others: ask for more
+                        and (max_similarity is None or hit["distance"] <= max_similarity)]  # fmt: skip
+                if _wants_more(kept, hits, k, limit):
+                    short.append(i)
                     continue
-                for j, hit in enumerate(kept):
+                for j, hit in enumerate(_oldest_first(kept)[:k]):
                     found_rows[i, j], scores[i, j] = hit["id"], hit["distance"]
                     if vectors is not None:
-                        vectors[i, j] = self._read_vector(hit["entity"][_other(modality)])
+                        vectors[i, j] = self._read_vector(hit["entity"][partner])
             todo, limit = np.array(short, np.int64), min(_MOST_RESULTS, 4 * limit)
         return Neighbors(self, found_rows, scores, vectors)
 
     def _hits(self, rows: Floats, todo: npt.NDArray[np.int64], limit: int, request: dict[str, Any]) -> Iterable[Any]:
         step = max(
-            1, _REQUEST_BYTES // (4 * self.dim * (limit if len(request["output_fields"]) > 1 else 1) + 16 * limit)
+            1, _REQUEST_BYTES // (4 * self.dim * (limit if len(request["output_fields"]) > 2 else 1) + 16 * limit)
         )
         for piece in _pieces(todo, step):
             data = [self._stored_vector(rows[i]) for i in piece]
@@ -284,8 +335,8 @@ class MilvusMemory(MemoryBase):
             raise Error(f"[memory.search] modality must be 'image' or 'text', got '{modality}'")
         if exact and self._store.facts["index"] != "FLAT":
             raise Error(f"[memory.search] {self} has the index {self._store.facts['index']}: exact search needs FLAT")
-        if self._store.facts["importing"]:
-            raise Error(f"[memory.search] the import of {self._store.facts['importing']} into {self} has not ended")
+        if importing := self._store.fresh_facts()["importing"]:
+            raise Error(f"[memory.search] the import of {importing} into {self} has not ended")
 
     def _filter(self, where: str, only_keys: list[str] | None) -> str:
         parts = [f"({where})"] if where else []
@@ -300,7 +351,13 @@ class MilvusMemory(MemoryBase):
 
     # --- rows --------------------------------------------------------------------------------------------------------
     def embeddings(self, modality: Side, rows: Any) -> Floats:
-        """One side's embeddings of rows: float32 [n, dim], zeros for -1."""
+        """One side's embeddings of rows: float32 [n, dim], zeros for -1.
+
+        Parameters
+        ----------
+        modality : {"image", "text"}
+        rows : array of int [n]
+        """
         found = self._fields(rows, modality)
         none = np.zeros(self.dim, np.float32)
         out: Floats = np.stack([none if one is None else self._read_vector(one) for one in found]) if found else (
@@ -391,6 +448,21 @@ class MilvusMemory(MemoryBase):
             return np.asarray(value, np.float32)
         data = value[0] if isinstance(value, list) else value
         return np.frombuffer(data, np.float16).astype(np.float32)
+
+
+def _wants_more(kept: list[Any], hits: list[Any], k: int, limit: int) -> bool:
+    """Whether what was left out took the places of others, or the last places are contested by equally near pairs."""
+    if len(hits) < limit:
+        return False  # there are no more
+    if len(kept) < k and limit == _MOST_RESULTS:
+        raise Error(f"[memory.search] of the {limit} pairs that Milvus finds for a query, fewer than {k} may stay")
+    contested = len(kept) >= k and kept[k - 1]["distance"] == hits[-1]["distance"]
+    return len(kept) < k or (contested and limit < min(_MOST_RESULTS, _CONTEST * (k + 1)))
+
+
+def _oldest_first(hits: list[Any]) -> list[Any]:
+    """Among equally near pairs, one caption many times say, those that were added first: the order of a Memory."""
+    return sorted(hits, key=lambda hit: (-hit["distance"], hit["entity"]["added"]))
 
 
 def _excluded(keys: Any, n: int) -> list[set[int]]:

@@ -15,9 +15,16 @@ __all__ = ["LONGEST_TEXT", "MilvusCollection"]
 
 LONGEST_TEXT = 65_535  # bytes, Milvus's own limit
 
-_FORMAT = 1
+_FORMAT = 2
 _TAG = "memory.milvus"
 _KNOWN = {"format": int, "dim": int, "encoder": str, "index": str, "dtype": str, "importing": str}
+_IDENTITY = ("format", "dim", "encoder", "index", "dtype")  # what never changes while a collection is there
+_FACTS_ROW: dict[str, Any] = {"ids": [0], "output_fields": ["facts"]}
+_FRESH = 1.0  # seconds for which facts that were read are believed
+_LONGEST_PAUSE = 2.0
+# Of a connection: gRPC itself waits longer and longer before it tries again, up to two minutes, and lets connections
+# share that patience.
+_CHANNEL = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.use_local_subchannel_pool": 1}
 
 
 class MilvusCollection:
@@ -25,10 +32,11 @@ class MilvusCollection:
     width and type of the vectors, the index, an import that has not ended.
     """
 
-    def __init__(self, uri: str, name: str, token: str, timeout: float, retries: int) -> None:
-        self.uri, self.name, self.timeout, self.retries = str(uri), name, timeout, retries
+    def __init__(self, uri: str, name: str, token: str, timeout: float) -> None:
+        self.uri, self.name, self.timeout = str(uri), name, timeout
         self.client = _connect(self.uri, token, timeout)
         self.facts: dict[str, Any] = {}
+        self._read_at = -_FRESH
 
     def __str__(self) -> str:
         return f"MilvusMemory('{self.uri}', '{self.name}')"
@@ -46,6 +54,7 @@ class MilvusCollection:
             {"field_name": "key", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
             {"field_name": "caption", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
             {"field_name": "metadata", "datatype": DataType.JSON},
+            {"field_name": "added", "datatype": DataType.INT64},  # nanoseconds: what was added later has more
         ]
         self._make(self.name, fields, {"image": (index, index_params), "text": (index, index_params)})
         fields = [
@@ -59,12 +68,13 @@ class MilvusCollection:
         """Read the facts and check them; make it ready to be searched."""
         if not self.call("has_collection"):
             raise Error(f"[{_TAG}] {self} is not there; MilvusMemory.create() makes one")
+        facts: dict[str, Any] = {}
         if self.call("has_collection", name=self._facts_name):
             self.call("load_collection", name=self._facts_name)
-            for row in self.call("query", name=self._facts_name, ids=[0], output_fields=["facts"]):
-                self.facts = json.loads(row["facts"])
-        if not all(isinstance(self.facts.get(name), kind) for name, kind in _KNOWN.items()):
+            facts = _facts_in(self.call("query", name=self._facts_name, **_FACTS_ROW))
+        if not all(isinstance(facts.get(name), kind) for name, kind in _KNOWN.items()):
             raise Error(f"[{_TAG}] {self} is no collection of reco's: {self._facts_name} lacks facts")
+        self.facts = facts
         if self.facts["format"] != _FORMAT:
             raise Error(f"[{_TAG}] {self} has format {self.facts['format']}, this version of reco reads {_FORMAT}")
         if encoder and self.facts["encoder"] != encoder:
@@ -73,23 +83,48 @@ class MilvusCollection:
 
     def write_facts(self, **changes: Any) -> None:
         """Change some of the facts, durably."""
-        self.facts |= changes
-        row = {"id": 0, "facts": json.dumps(self.facts), "vector": [1.0, 0.0]}
+        facts = self.facts | changes
+        row = {"id": 0, "facts": json.dumps(facts), "vector": [1.0, 0.0]}
         self.call("upsert", name=self._facts_name, data=[row])
+        self.facts = facts
+
+    def fresh_facts(self) -> dict[str, Any]:
+        """The facts as they were on the server a second ago or later: others change them too."""
+        if time.monotonic() - self._read_at > _FRESH:
+            self._take(_facts_in(self.call("query", name=self._facts_name, **_FACTS_ROW)))
+        return self.facts
 
     def call(self, method: str, *, name: str | None = None, **arguments: Any) -> Any:
-        """Send a request; every one of ours may be sent twice without harm."""
+        """Send a request, and again when it fails, until the timeout: every one of ours may be sent twice."""
         import grpc
         from pymilvus.exceptions import MilvusException
 
-        for attempt in range(self.retries + 1):
+        end, pause, failed = time.monotonic() + self.timeout, 0.1, False
+        while True:
             try:
-                return getattr(self.client, method)(name or self.name, timeout=self.timeout, **arguments)
+                if failed and self.facts:
+                    self._meet_again(end)
+                return getattr(self.client, method)(name or self.name, timeout=_left(end), **arguments)
             except (MilvusException, grpc.RpcError) as error:
-                if attempt == self.retries or _is_final(error):
+                if _is_final(error) or time.monotonic() + pause >= end:
                     raise Error(f"[{_TAG}] {method} at {self} failed: {_text(error)}") from None
-                time.sleep(0.1 * 2**attempt)
-        raise AssertionError
+            time.sleep(pause)
+            pause, failed = min(2 * pause, _LONGEST_PAUSE), True
+
+    def _meet_again(self, end: float) -> None:
+        """After a failure: a server that was started anew may have loaded nothing, or hold other pairs."""
+        for name in (self._facts_name, self.name):
+            self.client.load_collection(name, timeout=_left(end))
+        self._take(_facts_in(self.client.query(self._facts_name, timeout=_left(end), **_FACTS_ROW)))
+
+    def _take(self, facts: dict[str, Any]) -> None:
+        for name in _IDENTITY:
+            if facts.get(name) != self.facts[name]:
+                raise Error(
+                    f"[{_TAG}] {self} is another collection by now: expected {name} {self.facts[name]}, "
+                    f"found {facts.get(name)}"
+                )
+        self.facts, self._read_at = facts, time.monotonic()
 
     @property
     def _facts_name(self) -> str:
@@ -108,13 +143,27 @@ class MilvusCollection:
         self.call("create_collection", name=name, schema=schema, index_params=params, consistency_level="Strong")
 
 
+def _facts_in(rows: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(rows[0]["facts"]) if rows else {}
+    return found
+
+
+def _left(end: float) -> float:
+    """Seconds until then, and a little where none are left."""
+    return max(0.1, end - time.monotonic())
+
+
 def _is_final(error: Any) -> bool:
     """Whether the server understood and refused: asking again changes nothing (Milvus's codes for bad requests)."""
-    code = getattr(error, "code", None)
-    return isinstance(code, int) and (code in (1, 6) or 1100 <= code < 1200)
+    code = error.code() if callable(getattr(error, "code", None)) else getattr(error, "code", None)
+    if isinstance(code, int):
+        return code in (1, 6) or 1100 <= code < 1200 or 1400 <= code < 1500
+    return getattr(code, "name", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 def _text(error: Any) -> str:
+    if callable(getattr(error, "details", None)):  # gRPC's own
+        return f"{error.code().name}, {error.details()}"
     return str(getattr(error, "message", "") or error).splitlines()[0]
 
 
@@ -129,6 +178,6 @@ def _connect(uri: str, token: str, timeout: float) -> Any:
     for name in ("pymilvus", "grpc._server"):  # they print a traceback beside each exception
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return MilvusClient(uri, token=token, timeout=timeout)
+        return MilvusClient(uri, token=token, timeout=timeout, grpc_options=_CHANNEL)
     except (MilvusException, OSError, ValueError) as error:
         raise Error(f"[{_TAG}] no Milvus at {uri}: {_text(error)}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,18 @@ from reco import _core
 from reco._core import Error, average_prompts, prompts
 
 if TYPE_CHECKING:
-    from reco._core import ImageLike
     from reco.explanation import Explanation
+    from reco.types import ImageLike
 
 __all__ = ["Model"]
 
 
 class Model(_core.Model):
     __doc__ = _core.Model.__doc__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its parts: a pickle opens the model and the memory again where it is unpickled."""
+        return type(self), (self.clip, self.memory, self.fusion, self.k, self.max_similarity)
 
     def explain(
         self,
@@ -81,8 +85,9 @@ class Model(_core.Model):
         templates: Sequence[str],
     ) -> dict[str, object]:
         """Cosines with the classes, by CLIP alone and by reco."""
-        if not classes:
+        names = [str(name) for name in classes]  # an array of them will do
+        if not names:
             return {}
-        texts = self.clip.encode_texts(prompts(list(classes), list(templates)))
+        texts = self.clip.encode_texts(prompts(names, list(templates)))
         before, after = (average_prompts(t, len(templates)) for t in (texts, self.refine_texts(texts)))
-        return {"classnames": list(classes), "before": before @ original, "after": after @ refined}
+        return {"classnames": names, "before": before @ original, "after": after @ refined}

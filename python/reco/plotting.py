@@ -22,7 +22,12 @@ __all__ = ["accuracy_bars", "explanation_figure", "gallery_row"]
 COLORS = ("#9aa5b1", "#e0a458", "#7b6bb2", "#1f7a8c", "#d1495b", "#4b8f5a", "#333333")
 
 
-def accuracy_bars(axes: Axes, values: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[str]) -> None:
+def accuracy_bars(
+    axes: Axes,
+    values: Mapping[str, Sequence[Sequence[float]]],
+    tasks: Sequence[str],
+    colors: Sequence[str] = COLORS,
+) -> None:
     """Grouped bars: one group a task, one bar a system, with the deviation over seeds as a whisker.
 
     Parameters
@@ -30,6 +35,7 @@ def accuracy_bars(axes: Axes, values: Mapping[str, Sequence[Sequence[float]]], t
     axes : matplotlib Axes
     values : {system: [[percent a seed] a task]}
     tasks : names of the groups
+    colors : one a system
     """
     width = 0.8 / len(values)
     for i, (name, groups) in enumerate(values.items()):
@@ -37,7 +43,7 @@ def accuracy_bars(axes: Axes, values: Mapping[str, Sequence[Sequence[float]]], t
         spread = [float(np.std(g, ddof=1)) if len(g) > 1 else 0.0 for g in groups]
         places = np.arange(len(tasks)) + (i - (len(values) - 1) / 2) * width
         bars = axes.bar(
-            places, means, width * 0.92, yerr=spread, label=name, color=COLORS[i % len(COLORS)], ecolor="#555"
+            places, means, width * 0.92, yerr=spread, label=name, color=colors[i % len(colors)], ecolor="#555"
         )
         axes.bar_label(bars, [f"{m:.0f}" for m in means], fontsize=7, padding=2)
     axes.set_xticks(np.arange(len(tasks)), tasks)
@@ -60,10 +66,30 @@ def show_image(axes: Axes, image: bytes | None, title: str, color: str = "#33333
 def gallery_row(
     axes: Sequence[Any], query: bytes, title: str, right: bool, found: Sequence[tuple[bytes | None, str]]
 ) -> None:
-    """One query and its neighbours with their captions."""
+    """One query and its neighbours with their captions.
+
+    Parameters
+    ----------
+    axes : list of matplotlib axes
+        One for the query, then one a neighbour.
+    query : bytes
+        An image file.
+    title : str
+        Over the query.
+    right : bool
+        Whether the answer was right: the colour of the title.
+    found : list of (bytes or None, str)
+        Image files and captions of the neighbours.
+    """
     show_image(axes[0], query, title, "#2b7a3d" if right else "#b3261e")
     for place, (image, caption) in zip(axes[1:], found, strict=False):
         show_image(place, image, caption)
+
+
+def shorten(text: str, length: int) -> str:
+    """As much of a text as fits, on one line; textwrap.shorten leaves nothing of a word that is too long."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def explanation_figure(found: Explanation, columns: int = 5) -> Figure:
@@ -79,7 +105,8 @@ def explanation_figure(found: Explanation, columns: int = 5) -> Figure:
 
     pictures = found.thumbnails()
     rows = max(-(-len(pictures) // columns), 1)
-    heights = [2.9 if found.classnames else 2.2, 2.55 * rows]
+    ranking = found.ranking()
+    heights = [max(2.4, 0.7 + 0.15 * len(ranking)), 2.55 * rows]
     figure = plt.figure(figsize=(1.8 * columns, sum(heights)), layout="constrained")
     plt.close(figure)  # so that a notebook shows what is returned once, not twice
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
@@ -87,7 +114,7 @@ def explanation_figure(found: Explanation, columns: int = 5) -> Figure:
     places = top.subplots(1, 2, width_ratios=[1, 2])
     _show_query(places[0], found)
     if found.classnames:
-        class_bars(places[1], found.ranking())
+        class_bars(places[1], ranking)
     else:
         places[1].set_axis_off()
     for i, place in enumerate(below.subplots(rows, columns, squeeze=False).flat):
@@ -99,16 +126,21 @@ def explanation_figure(found: Explanation, columns: int = 5) -> Figure:
 
 
 def _show_query(axes: Axes, found: Explanation) -> None:
-    known = found.confidence is not None
-    show_image(
-        axes, found.picture, f"gate {found.gate:.2f}" + (f", confidence {found.confidence:.2f}" if known else "")
+    title = "\n".join(
+        f"{who}: {shorten(name, 32)}" for who, name in zip(("CLIP", "reco"), found.answers or (), strict=False)
     )
+    show_image(axes, found.picture, title)
+    confidence = "" if found.confidence is None else f", confidence {found.confidence:.2f}"
+    axes.set_xlabel(f"gate {found.gate:.2f}{confidence}", fontsize=7.5)
     if found.picture is None:
-        axes.text(0.5, 0.5, "\n".join(textwrap.wrap(found.query, 24)), ha="center", va="center", fontsize=8)
+        axes.set_aspect(1)
+        axes.text(
+            0.5, 0.5, "\n".join(textwrap.wrap(shorten(found.query, 160), 24)), ha="center", va="center", fontsize=8
+        )
 
 
 def _show_neighbor(axes: Axes, picture: bytes | None, found: Explanation, i: int) -> None:
-    caption = textwrap.shorten(found.captions[i] or found.keys[i], 24, placeholder="…")
+    caption = shorten(found.captions[i] or found.keys[i], 24)
     show_image(axes, picture, f"{caption}\nsimilarity {found.scores[i]:.2f}")
     axes.set_xlabel(f"attention {found.attention[i]:.2f}", fontsize=7.5)
     if picture is None:
@@ -121,7 +153,7 @@ def class_bars(axes: Axes, ranking: Sequence[tuple[str, float, float]]) -> None:
     places = np.arange(len(ranking))
     for offset, side, name, color in ((-0.2, 1, "CLIP", COLORS[0]), (0.2, 2, "reco", COLORS[3])):
         axes.barh(places + offset, [line[side] for line in ranking], 0.36, color=color, label=name)
-    axes.set_yticks(places, [textwrap.shorten(line[0], 30, placeholder="…") for line in ranking], fontsize=7.5)
+    axes.set_yticks(places, [shorten(line[0], 30) for line in ranking], fontsize=7.5)
     axes.invert_yaxis()
     axes.tick_params(axis="x", labelsize=7.5)
     axes.set_xlabel("cosine", fontsize=7.5)

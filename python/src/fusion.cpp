@@ -2,6 +2,7 @@
 #include "reco/fusion.h"
 
 #include "helpers.h"
+#include "options.h"
 
 namespace reco::python {
 
@@ -32,23 +33,67 @@ py::dict output(FusionOutput&& result) {
   return out;
 }
 
-std::string representation(const Fusion& fusion) {
-  const auto& c = fusion.config();
-  return "Fusion(method='" + c.method + "', dim=" + std::to_string(c.dim) + ", k=" + std::to_string(c.k) +
-         ", layers=" + std::to_string(c.layers) + ", parameters=" + std::to_string(fusion.parameters()) + ")";
+py::dict fuse(const Fusion& self, const std::string& side, const FloatArray& queries, const FloatArray& scores,
+              const FloatArray& partners, const std::optional<IndexArray>& rows) {
+  const auto view = matrix_view(queries, "fusion.fuse", "queries");
+  const auto neighbors = neighbors_from(scores, partners, rows);
+  const auto which = modality(side, "fusion.fuse");
+  FusionOutput result;
+  {
+    const LongCall unlocked;
+    result = self.fuse(which, view, neighbors);
+  }
+  return output(std::move(result));
 }
 
-}  // namespace
+std::string representation(const Fusion& fusion) {
+  const auto& c = fusion.config();
+  std::ostringstream out;
+  out << "Fusion(method='" << c.method << "', dim=" << c.dim << ", k=" << c.k << ", layers=" << c.layers
+      << ", parameters=" << fusion.parameters();
+  if (!fusion.encoder().empty()) out << ", encoder " << fusion.encoder().substr(0, 12);
+  out << ")";
+  return out.str();
+}
 
-void init_fusion(py::module_& m) {
-  py::class_<FusionConfig> config(m, "FusionConfig", R"(The shape of a fusion, and what it looks up.
+/// A temporary file that pickles go through: a fusion's state is what save() writes.
+class TemporaryFile {
+ public:
+  TemporaryFile() : folder_(py::module_::import("tempfile").attr("TemporaryDirectory")()) {}
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() { folder_.attr("cleanup")(); }
+  std::filesystem::path path() const {
+    return std::filesystem::path(folder_.attr("name").cast<std::string>()) / "fusion.safetensors";
+  }
+  py::object as_path() const { return py::module_::import("pathlib").attr("Path")(path()); }
+
+ private:
+  py::object folder_;
+};
+
+py::bytes state(const Fusion& fusion) {
+  const TemporaryFile file;
+  fusion.save(file.path());
+  return file.as_path().attr("read_bytes")();
+}
+
+Fusion from_state(const py::bytes& bytes) {
+  const TemporaryFile file;
+  file.as_path().attr("write_bytes")(bytes);
+  return Fusion::load(file.path());
+}
+
+void init_config(py::module_& m) {
+  Options<FusionConfig> options("FusionConfig", R"(The shape of a fusion, and what it looks up. Immutable.
 
 Parameters
 ----------
 method : {"gated", "transformer", "mean"}
-    "transformer" is the paper's layer (arXiv 2306.07196), "mean" is training-free, "gated" is ours; see Fusion.
+    "transformer" is the paper's layer (arXiv 2306.07196, section 3), "mean" is training-free, "gated" is ours; see
+    Fusion.
 dim : int
-    Width of the embeddings.
+    Width of the embeddings, 1 to 65,536.
 k : int
     Neighbours it is made for; "gated" and "mean" take any number.
 search : {"uni-modal", "cross-modal"}
@@ -73,62 +118,124 @@ shared : bool
     One set of weights for both sides.
 gate_width : int
     Hidden units of the gate's networks ("gated" only).
-)");
-  Options(config)
-      .field("method", &FusionConfig::method)
-      .field("dim", &FusionConfig::dim)
-      .field("k", &FusionConfig::k)
-      .field("search", &FusionConfig::search)
-      .field("fuse", &FusionConfig::fuse)
-      .field("sides", &FusionConfig::sides)
-      .field("layers", &FusionConfig::layers)
-      .field("heads", &FusionConfig::heads)
-      .field("mlp_ratio", &FusionConfig::mlp_ratio)
-      .field("positions", &FusionConfig::positions)
-      .field("similarity", &FusionConfig::similarity)
-      .field("residual", &FusionConfig::residual)
-      .field("shared", &FusionConfig::shared)
-      .field("gate_width", &FusionConfig::gate_width)
-      .init();
 
-  py::class_<Fusion>(m, "Fusion", R"(Refines an embedding with what was retrieved for it. Immutable and thread safe.
+Raises
+------
+Error
+    For a value out of range; names it.
+)");
+  options.field("method", &FusionConfig::method, "'gated', 'transformer' or 'mean'.")
+      .field("dim", &FusionConfig::dim, "Width of the embeddings.")
+      .field("k", &FusionConfig::k, "Neighbours it is made for.")
+      .field("search", &FusionConfig::search, "Side of the memory that is searched: 'uni-modal' or 'cross-modal'.")
+      .field("fuse", &FusionConfig::fuse, "What of a neighbour is fused: 'partner', 'same' or 'both'.")
+      .field("sides", &FusionConfig::sides, "Queries that are refined: 'both', 'image' or 'text'.")
+      .field("layers", &FusionConfig::layers, "Encoder layers.")
+      .field("heads", &FusionConfig::heads, "Attention heads.")
+      .field("mlp_ratio", &FusionConfig::mlp_ratio, "Hidden width of the layer's MLP over dim.")
+      .field("positions", &FusionConfig::positions, "Whether there are learned rank positions.")
+      .field("similarity", &FusionConfig::similarity, "Whether the layers' tokens carry the similarity.")
+      .field("residual", &FusionConfig::residual, "Whether the result is added to the query.")
+      .field("shared", &FusionConfig::shared, "Whether both sides have one set of weights.")
+      .field("gate_width", &FusionConfig::gate_width, "Hidden units of the gate's networks.");
+  options.define(m, [](const FusionConfig& config) { validate(config); });
+}
+
+}  // namespace
+
+void init_fusion(py::module_& m) {
+  init_config(m);
+  Class<Fusion>(m, "Fusion", R"(Refines an embedding with what was retrieved for it. Immutable and thread safe.
 
 With q the query, p_i the partners of its k neighbours and s_i their similarities:
 
-- "transformer": [q, p_1 .. p_k] plus positions through a pre-norm encoder; the query token, unit length, is the result.
+- "transformer" (RECO, arXiv 2306.07196, section 3): [q, p_1 .. p_k] plus positions through a pre-norm encoder; the query
+  token, unit length, is the result.
 - "mean": unit(q + weight * sum_i softmax(sharpness * s)_i p_i); training-free.
 - "gated": unit(q + confidence^4 * (weight * m + c)), m the mean under softmax(sharpness * s + log trust + relevance);
   trust, relevance and confidence come from small networks over similarities, c is what encoder layers change of the
   query. Untrained it is CLIP; training starts it at the best mean.
+
+Made with create(), mean(), load() or train(). A pickle holds all of it.
 )")
       .def_static("create", &Fusion::create, py::arg("config"), py::arg("seed") = 0,
-                  "An untrained fusion; 'gated' and 'mean' start at CLIP's own embedding.")
+                  R"(An untrained fusion; 'gated' and 'mean' start at CLIP's own embedding.
+
+Parameters
+----------
+config : FusionConfig
+seed : int
+    The weights are drawn from it.
+
+Returns
+-------
+Fusion
+)")
       .def_static(
           "mean",
           [](std::int64_t dim, float image_weight, float image_sharpness, float text_weight, float text_sharpness) {
             return Fusion::mean(dim, {image_weight, image_sharpness}, {text_weight, text_sharpness});
           },
-          py::arg("dim"), py::arg("image_weight") = 1.0F, py::arg("image_sharpness") = 10.0F,
-          py::arg("text_weight") = 1.0F, py::arg("text_sharpness") = 10.0F,
-          "A training-free mean; weights and sharpnesses (inverse softmax temperatures) must not be negative.")
-      .def_static("load", &Fusion::load, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-                  "Open a safetensors file that save() wrote. Raises Error naming file, tensor and shapes.")
-      .def("save", &Fusion::save, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-           "Write one safetensors file, durably; its metadata holds config, encoder and provenance.")
-      .def(
-          "fuse",
-          [](const Fusion& self, const std::string& side, const FloatArray& queries, const FloatArray& scores,
-             const FloatArray& partners, const std::optional<IndexArray>& rows) {
-            const auto view = matrix_view(queries, "fusion.fuse", "queries");
-            const auto neighbors = neighbors_from(scores, partners, rows);
-            const auto which = modality(side, "fusion.fuse");
-            py::gil_scoped_release release;
-            auto result = self.fuse(which, view, neighbors);
-            py::gil_scoped_acquire acquire;
-            return output(std::move(result));
-          },
-          py::arg("modality"), py::arg("queries"), py::arg("scores"), py::arg("partners"), py::arg("rows") = py::none(),
-          R"(Refine queries with their neighbours.
+          py::arg("dim"), py::arg("image_weight") = 1.0, py::arg("image_sharpness") = 10.0,
+          py::arg("text_weight") = 1.0, py::arg("text_sharpness") = 10.0,
+          R"(A training-free mean.
+
+Parameters
+----------
+dim : int
+    Width of the embeddings.
+image_weight, text_weight : float
+    Of the retrieved mean against 1 for the query, for queries of that side; not negative.
+image_sharpness, text_sharpness : float
+    Inverse temperature of the softmax over similarities; 0 is a plain mean.
+
+Returns
+-------
+Fusion
+
+Raises
+------
+Error
+    For negative or infinite numbers.
+
+Examples
+--------
+>>> import reco
+>>> reco.Fusion.mean(512)
+Fusion(method='mean', dim=512, k=10, layers=0, parameters=4)
+)")
+      .def_static("load", &Fusion::load, py::arg("path"), py::call_guard<LongCall>(),
+                  R"(Open a file that save() wrote.
+
+Parameters
+----------
+path : str or Path
+    A safetensors file.
+
+Returns
+-------
+Fusion
+
+Raises
+------
+Error
+    For a file that is none or does not fit its config; names file, tensor and shapes.
+)")
+      .def("save", &Fusion::save, py::arg("path"), py::call_guard<LongCall>(),
+           R"(Write one safetensors file, durably; its metadata holds config, encoder and provenance.
+
+Parameters
+----------
+path : str or Path
+
+Raises
+------
+Error
+    When it cannot be written; what was there before stays.
+)")
+      .def("fuse", &fuse, py::arg("modality"), py::arg("queries"), py::arg("scores"), py::arg("partners"),
+           py::arg("rows") = py::none(),
+           R"(Refine queries with their neighbours.
 
 Parameters
 ----------
@@ -140,21 +247,28 @@ scores : array [n, k]
     Similarities of the neighbours, best first.
 partners : array [n, k, dim]
     The neighbours' other side.
-rows : array [n, k], optional
+rows : array of int [n, k], optional
     Row numbers; -1 where there is no neighbour.
 
 Returns
 -------
 dict
-    embeddings float32 [n, dim] unit rows, attention [n, k], gate [n, 1], confidence [n, 1].
+    embeddings float32 [n, dim] unit rows; attention float32 [n, k], weight of each neighbour; gate float32 [n, 1],
+    weight of what was retrieved against the query's 1; confidence float32 [n, 1], probability that any of it is true.
+
+Raises
+------
+Error
+    When shapes do not fit, or there are more neighbours than "transformer" has positions for.
 )")
-      .def_property_readonly("config", &Fusion::config)
+      .def_property_readonly("config", &Fusion::config, "Its FusionConfig.")
       .def_property_readonly("parameters", &Fusion::parameters, "Number of weights of both sides.")
       .def_property_readonly("encoder", &Fusion::encoder, "Fingerprint of the encoder it was trained with, or ''.")
       .def_property_readonly(
-          "provenance", [](const Fusion& self) { return py::module_::import("json").attr("loads")(self.provenance()); },
-          "How it was trained (dict).")
-      .def("__repr__", &representation);
+          "provenance", [](const Fusion& self) { return loads(self.provenance()); }, "How it was trained (dict).")
+      .copies_share()
+      .def_pickle(&state, &from_state)
+      .def("__repr__", &representation, "Method, sizes, number of weights and the encoder's fingerprint.");
 }
 
 }  // namespace reco::python

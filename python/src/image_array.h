@@ -12,10 +12,10 @@
 
 namespace reco::python {
 
-/// Copies a uint8 [height, width, 3] array; anything else gets an Error with `tag`.
-inline Image image_from_array(const py::array& array, const char* tag) {
-  check(py::isinstance<py::array_t<std::uint8_t>>(array), tag, "image must be a uint8 array, got ",
-        py::str(array.dtype()).cast<std::string>());
+/// Copies a uint8 [height, width, 3] array or tensor; anything else gets an Error with `tag`.
+inline Image image_from_array(const py::handle& given, const char* tag) {
+  const py::array array = any_array(given);
+  check(py::isinstance<py::array_t<std::uint8_t>>(array), tag, "image must be a uint8 array, got ", dtype_of(array));
   check(array.ndim() == 3 && array.shape(2) == 3, tag, "image must be a [height, width, 3] array, got ", array.ndim(),
         " dimensions", array.ndim() == 3 ? " with another last one" : "");
   constexpr auto most = std::numeric_limits<int>::max();

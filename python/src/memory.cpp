@@ -10,7 +10,7 @@ namespace {
 void upsert(Memory& self, const FloatArray& images, const FloatArray& texts, std::vector<std::string> keys,
             std::optional<std::vector<std::string>> captions, const std::optional<py::list>& metadata) {
   const GivenPairs pairs("memory.upsert", images, texts, std::move(keys), std::move(captions), metadata);
-  const py::gil_scoped_release release;
+  const LongCall unlocked;
   self.upsert(pairs.images, pairs.texts, pairs.info);
 }
 
@@ -30,7 +30,7 @@ struct KeyIterator {
     constexpr std::size_t size = 4096;
     if (next == rows.size()) throw py::stop_iteration();
     const auto wanted = std::span<const std::int64_t>(rows).subspan(next, std::min(size, rows.size() - next));
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     page = memory.keys(wanted);
     next += wanted.size();
     place = 0;
@@ -41,7 +41,7 @@ py::array embeddings(const Memory& self, const std::string& side, const std::opt
   if (rows) return embeddings_of(self, side, {rows->data(), static_cast<std::size_t>(rows->size())});
   std::vector<std::int64_t> all;
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     all = self.rows();
   }
   return embeddings_of(self, side, all);
@@ -61,13 +61,13 @@ py::list index_list(const std::vector<IndexInfo>& indexes) {
 
 py::list optimize(Memory& self, const std::string& index, double recall, std::int64_t k,
                   std::optional<std::int64_t> max_bytes, std::optional<std::int64_t> max_build_bytes,
-                  std::uint64_t seed, std::optional<py::function> callback) {
+                  std::uint64_t seed, const py::object& progress) {
   const OptimizeOptions options{index, recall, k, max_bytes.value_or(0), max_build_bytes.value_or(0), seed};
-  const Progress progress = interruptible(std::move(callback));
+  const ProgressArgument reporter(progress, "optimize", " pairs");
   std::vector<IndexInfo> built;
   {
-    const py::gil_scoped_release release;
-    built = self.optimize(options, progress);
+    const LongCall unlocked;
+    built = self.optimize(options, reporter.function());
   }
   return index_list(built);
 }
@@ -80,7 +80,7 @@ py::dict adopt_index(Memory& self, const std::filesystem::path& path, const std:
   options.k = k;
   IndexInfo adopted;
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     adopted = self.adopt_index(path, which, options);
   }
   return index_list({adopted})[0];
@@ -90,7 +90,7 @@ void attach(Memory& self, const std::filesystem::path& images, const std::filesy
             std::vector<std::string> keys, std::optional<std::vector<std::string>> captions,
             const std::optional<py::list>& metadata) {
   const RowInfo info = row_info(std::move(keys), std::move(captions), metadata);
-  const py::gil_scoped_release release;
+  const LongCall unlocked;
   self.attach(images, texts, info);
 }
 
@@ -109,16 +109,17 @@ std::vector<std::string> keys_of(const Memory& memory, const std::vector<Duplica
 }
 
 /// Within the memory, against another one, or against embeddings.
-py::list duplicates(const Memory& self, float min_similarity, const std::string& side,
-                    std::optional<py::function> callback, const py::object& against) {
+py::list duplicates(const Memory& self, float min_similarity, const std::string& side, const py::object& callback,
+                    const py::object& against) {
   const Modality which = modality(side, "memory.duplicates");
-  const Progress progress = interruptible(std::move(callback));
+  const ProgressArgument reporter(callback, "compare", " pairs");
+  const Progress progress = reporter.function();
   std::vector<Duplicate> found;
   std::vector<std::string> keys, others;
   if (against.is_none() || py::isinstance<Memory>(against)) {
     const Memory other = against.is_none() ? self : against.cast<Memory>();
     {
-      const py::gil_scoped_release release;
+      const LongCall unlocked;
       found = against.is_none() ? self.duplicates(min_similarity, which, progress)
                                 : self.duplicates(other, min_similarity, which, progress);
       keys = keys_of(self, found, &Duplicate::row);
@@ -126,10 +127,10 @@ py::list duplicates(const Memory& self, float min_similarity, const std::string&
     }
     return duplicate_list(found, keys, [&](std::size_t i) { return py::str(others[i]); });
   }
-  const auto array = against.cast<FloatArray>();
+  const FloatArray array = float_array(against);
   const auto view = matrix_view(array, "memory.duplicates", "against");
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     found = self.duplicates(view, min_similarity, which, progress);
     keys = keys_of(self, found, &Duplicate::row);
   }
@@ -139,7 +140,7 @@ py::list duplicates(const Memory& self, float min_similarity, const std::string&
 py::dict info(const Memory& self) {
   MemoryInfo found;
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     found = self.info();
   }
   return py::dict(py::arg("path") = found.path, py::arg("rows") = found.rows, py::arg("removed") = found.removed,
@@ -154,40 +155,72 @@ std::string representation(const Memory& self) {
   const MemoryInfo info = self.info();
   std::ostringstream out;
   out << "Memory('" << info.path << "', " << info.rows << (info.rows == 1 ? " pair" : " pairs") << ", dim " << info.dim;
+  if (info.storage != Storage::float16) out << ", " << storage_name(info.storage);
   if (info.removed > 0) out << ", " << info.removed << " removed";
+  for (const IndexInfo& index : info.indexes) {
+    out << ", " << (index.modality == Modality::image ? "images" : "texts") << " by " << index.index;
+  }
   if (!info.encoder.empty()) out << ", encoder " << info.encoder.substr(0, 12);
   out << ")";
   return out.str();
 }
 
+Memory create(const std::filesystem::path& path, std::int64_t dim, const std::string& encoder,
+              const std::string& storage) {
+  const LongCall unlocked;
+  return Memory::create(path, dim, encoder, parse_storage(storage));
+}
+
+Memory open(const std::filesystem::path& path, bool read_only, const std::string& encoder) {
+  const LongCall unlocked;
+  return Memory::open(path, read_only, encoder);
+}
+
+/// A pickle leads to the same folder, for reading only: one process may write.
+py::tuple reduce(const Memory& self) {
+  const auto reopen = py::module_::import("reco._core").attr("_reopen_memory");
+  return py::make_tuple(reopen, py::make_tuple(self.info().path, self.encoder()));
+}
+
 }  // namespace
 
 void init_memory(py::module_& m) {
-  py::class_<KeyIterator>(m, "_KeyIterator")
+  m.def(
+      "_reopen_memory",
+      [](const std::filesystem::path& path, const std::string& encoder) { return open(path, true, encoder); },
+      "What a pickled Memory is made of again.");
+  py::class_<KeyIterator>(m, "_KeyIterator", "Goes through the keys of a memory.")
       .def("__iter__", [](py::object self) { return self; })
       .def("__next__", &KeyIterator::step);
-  py::classh<Memory, MemoryBase>(m, "Memory",
-                                 R"(A folder of image-text pairs: embeddings of both sides, keys, captions and metadata.
+  Class<Memory, py::smart_holder, MemoryBase> memory(m, "Memory", R"(Memory(*args, **kwargs)
+--
 
-A call that returned is on disk; a crash at any moment leaves the last committed state. One process at a time may
-write, others may read and see its changes. Searches run in any number of threads, beside a change.
-Use it as a context manager, or close() it, to let another writer in.
+A folder of image-text pairs: embeddings of both sides, keys, captions and metadata.
+
+Made with create(), opened with open(). A call that returned is on disk; a crash at any moment, and Ctrl-C, leave the
+last committed state. One process at a time may write, others may read and see its changes. Searches run in any number of
+threads, beside a change. Use it as a context manager, or close() it, to let another writer in. A pickle holds the path:
+where it is unpickled, the folder is opened for reading.
 
 ``len(memory)``, ``key in memory`` and ``for key in memory`` (in the order of adding) work as for a dict.
-)")
-      .def_static(
-          "create",
-          [](const std::filesystem::path& path, std::int64_t dim, const std::string& encoder,
-             const std::string& storage) {
-            const py::gil_scoped_release release;
-            return Memory::create(path, dim, encoder, parse_storage(storage));
-          },
-          py::arg("path"), py::arg("dim"), py::arg("encoder") = "", py::arg("storage") = "float16",
-          R"(Make a new, empty memory and open it for writing.
+
+Examples
+--------
+>>> import reco, tempfile
+>>> folder = tempfile.mkdtemp()
+>>> with reco.Memory.create(folder, dim=2) as memory:
+...     memory.add([[1.0, 0.0]], [[0.0, 1.0]], keys=["a"], captions=["first"])
+...     memory.search([[0.6, 0.8]], k=1).captions
+[['first']]
+)");
+  memory
+      .def_static("create", &create, py::arg("path"), py::arg("dim"), py::arg("encoder") = "",
+                  py::arg("storage") = "float16",
+                  R"(Make a new, empty memory and open it for writing.
 
 Parameters
 ----------
-path : path
+path : str or Path
     A folder that is empty or not there yet.
 dim : int
     Width of the embeddings, 1 to 65,536.
@@ -196,36 +229,47 @@ encoder : str
 storage : {"float16", "int8", "codes4", "codes2", "codes1"}
     How embeddings are kept, and so searched and fused: 2 bytes a number, 1, or codes of 4, 2 or 1 bits, which need a dim
     that is a multiple of 8.
+
+Returns
+-------
+Memory
+
+Raises
+------
+Error
+    If the folder is not empty, or for a dim that is out of range or does not fit the storage.
 )")
-      .def_static(
-          "open",
-          [](const std::filesystem::path& path, bool read_only, const std::string& encoder) {
-            const py::gil_scoped_release release;
-            return Memory::open(path, read_only, encoder);
-          },
-          py::arg("path"), py::arg("read_only") = false, py::arg("encoder") = "",
-          R"(Open a memory.
+      .def_static("open", &open, py::arg("path"), py::arg("read_only") = false, py::arg("encoder") = "",
+                  R"(Open a memory.
 
 Parameters
 ----------
-path : path
+path : str or Path
     Its folder.
 read_only : bool
     Refuse changes; any number of processes may read beside one writer.
 encoder : str
     If given, a memory made with another encoder raises Error.
+
+Returns
+-------
+Memory
+
+Raises
+------
+Error
+    If the folder is no memory, of a newer format, damaged, of another encoder, or open for writing elsewhere.
 )")
-      .def_static(
-          "repair",
-          [](const std::filesystem::path& path) {
-            const py::gil_scoped_release release;
-            return Memory::repair(path);
-          },
-          py::arg("path"),
-          R"(Make a damaged memory whole again.
+      .def_static("repair", &Memory::repair, py::arg("path"), py::call_guard<LongCall>(),
+                  R"(Make a damaged memory whole again.
 
 Keeps every pair whose words and embeddings fit their checksums, forgets the others and every damaged index. No process
 may have the memory open.
+
+Parameters
+----------
+path : str or Path
+    Its folder.
 
 Returns
 -------
@@ -239,14 +283,28 @@ Error
 )")
       .def("upsert", &upsert, py::arg("image_embeddings"), py::arg("text_embeddings"), py::arg("keys"),
            py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
-           "Like add(), but pairs whose keys are there already are replaced.")
+           R"(Like add(), but pairs whose keys are there already are replaced.
+
+Parameters
+----------
+image_embeddings, text_embeddings : array [n, dim]
+keys : list of str
+    Not empty, all different.
+captions : list of str, optional
+metadata : list of dict, optional
+
+Raises
+------
+Error
+    For wrong shapes and rows that are zero or not finite. Nothing is written then.
+)")
       .def("attach", &attach, py::arg("image_file"), py::arg("text_file"), py::arg("keys"),
            py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
            R"(Append the pairs of two .npy files where they lie: they are not copied and must stay there unchanged.
 
 Parameters
 ----------
-image_file, text_file : path
+image_file, text_file : str or Path
     [n, dim] each, rows of unit length, in the memory's storage: '<f2' for float16.
 keys : list of str
     One a row; an empty one leaves its row out.
@@ -259,8 +317,15 @@ Error
     For files that do not fit, and as add() does; nothing is written then. A file that is moved later makes open() raise
     Error.
 )")
-      .def("compact", &Memory::compact, py::call_guard<py::gil_scoped_release>(),
-           "Reclaim the space of removed pairs and join small files. Searches go on meanwhile, changes wait.")
+      .def("compact", &Memory::compact, py::call_guard<LongCall>(),
+           R"(Reclaim the space of removed pairs and join small files. Searches go on meanwhile, changes wait.
+
+Raises
+------
+Error
+    For a memory that is open for reading only, or a disk that is full; nothing is changed then.
+)");
+  memory
       .def("optimize", &optimize, py::arg("index") = "auto", py::arg("recall") = 0.95, py::arg("k") = 10,
            py::arg("max_bytes") = py::none(), py::arg("max_build_bytes") = py::none(), py::arg("seed") = 0,
            py::arg("progress") = py::none(),
@@ -274,26 +339,33 @@ Parameters
 ----------
 index : str
     "auto", "exact" (drops the indexes) or a factory string of FAISS: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
-    "HNSW<links>" and "IVF<lists>,Flat" keep no second copy of the embeddings: 9 bytes a link and pair, or 8 bytes a pair.
-    "auto" takes exact search below 50,000 pairs, else HNSW32 up to 4 million, else IVF, and IVF with product
-    quantisation where the embeddings do not fit into max_bytes.
+    "HNSW<links>" (arXiv 1603.09320) and "IVF<lists>,Flat" keep no second copy of the embeddings: 9 bytes a link and
+    pair, or 8 bytes a pair. "auto" takes exact search below 50,000 pairs, else HNSW32 up to 4 million, else IVF, and IVF
+    with product quantisation where the embeddings do not fit into max_bytes.
 recall : float
-    Share of the k nearest pairs that searches shall find.
+    Share of the k nearest pairs that searches shall find, above 0 and at most 1.
 k : int
-    Neighbours that recall counts.
+    Neighbours that recall counts, 1 to 1,000.
 max_bytes : int, optional
     Bytes that searching one side may keep in memory; "auto" obeys. Half of the machine's memory if not given.
 max_build_bytes : int, optional
     Bytes that building may take. Half of the machine's memory if not given.
 seed : int
-progress : callable, optional
-    Called with (pairs done, pairs in all); return False to stop, which raises Error.
+    Of the pairs that are held out or trained on.
+progress : bool or callable, optional
+    True for a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops with an
+    Error.
 
 Returns
 -------
 list of dict
     One a side: modality, index, rows, bytes, effort (efSearch or nprobe), refine, recall, build_seconds and
     search_seconds (median of one query).
+
+Raises
+------
+Error
+    For an unknown index, one that needs more than max_build_bytes, and when progress stops it.
 )")
       .def(
           "adopt_index", &adopt_index, py::arg("path"), py::arg("modality"), py::arg("recall") = 0.95,
@@ -301,6 +373,17 @@ list of dict
           R"(Take over an index that FAISS wrote over one side of the pairs, in the order of their row numbers from 0 on.
 
 The file is copied. It is read in a process of its own first, and its lists and links are checked.
+
+Parameters
+----------
+path : str or Path
+    What faiss.write_index() wrote.
+modality : {"image", "text"}
+    The side.
+recall : float
+    Share of the k nearest pairs that searches shall find, above 0 and at most 1.
+k : int
+    Neighbours that recall counts, 1 to 1,000.
 
 Returns
 -------
@@ -312,19 +395,19 @@ Raises
 Error
     For a file that is no such index, or does not find at least half of the pairs when it is asked for them.
 )")
-      .def("duplicates", &duplicates, py::arg("min_similarity") = 0.96F, py::arg("modality") = "image",
+      .def("duplicates", &duplicates, py::arg("min_similarity") = 0.96, py::arg("modality") = "image",
            py::arg("progress") = py::none(), py::arg("against") = py::none(),
            R"(Find pairs that are nearly the same, within the memory or between it and another set.
 
 Parameters
 ----------
 min_similarity : float
-    Cosine similarity from which on two pairs count as the same.
+    Cosine similarity from which on two pairs count as the same, above -1 and at most 1.
 modality : {"image", "text"}
     The side that is compared.
-progress : callable, optional
-    Called with (pairs done, pairs in all); return False to stop, which raises Error.
-
+progress : bool or callable, optional
+    True for a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops with an
+    Error.
 against : Memory or array [n, dim], optional
     Another set, such as a test set that must not have leaked into this memory.
 
@@ -333,31 +416,77 @@ Returns
 list of (str, str, float), or of (str, int, float) where `against` is an array
     Two keys and their similarity, best first. Within a memory the one added first comes before the other; else this
     memory's comes before the other's, or before the row of `against`. With an index some may be missed.
-)")
+
+Raises
+------
+Error
+    For a similarity out of range, another dim or encoder, and when progress stops it.
+)");
+  memory
       .def("embeddings", &embeddings, py::arg("modality"), py::arg("rows") = py::none(),
-           "One side's embeddings of rows as a search gives them, or of all pairs in the order of iteration: float32 "
-           "[n, dim].")
-      .def("info", &info,
-           "What the memory is and holds: path, rows, removed, dim, storage, encoder, bytes, attached (bytes of files "
-           "elsewhere), shards, format, indexes.")
-      .def("verify", &Memory::verify, py::call_guard<py::gil_scoped_release>(),
-           "Check every file against its checksum and the database against the files: a list with a line for each "
-           "fault, empty when all is well.")
+           R"(One side's embeddings of rows as a search gives them, or of all pairs.
+
+Parameters
+----------
+modality : {"image", "text"}
+rows : array of int [n], optional
+    Row numbers; -1 gives zeros. All pairs in the order of iteration if not given.
+
+Returns
+-------
+float32 array [n, dim]
+
+Raises
+------
+Error
+    For row numbers that were never given out.
+)")
+      .def("info", &info, R"(What the memory is and holds.
+
+Returns
+-------
+dict
+    path, rows (pairs), removed (whose space is not reclaimed), dim, storage, encoder, bytes (in its folder), attached
+    (bytes of files elsewhere), shards, format, indexes (as optimize() gives them).
+)")
+      .def("verify", &Memory::verify, py::call_guard<LongCall>(),
+           R"(Check every file against its checksum and the database against the files.
+
+Returns
+-------
+list of str
+    A line for each fault, empty when all is well.
+
+Raises
+------
+Error
+    When the check itself cannot run.
+)")
+      .def("close", &Memory::close, py::call_guard<py::gil_scoped_release>(),
+           R"(Let another writer in.
+
+Whatever is called later, on this object or one that was made with it, raises Error.
+)")
+      .def("__contains__", &Memory::contains, py::arg("key"), py::call_guard<py::gil_scoped_release>(),
+           "Whether a pair has this key.")
       .def(
-          "close", &Memory::close, py::call_guard<py::gil_scoped_release>(),
-          "Let another writer in. Whatever is called later, on this object or one that was made with it, raises Error.")
-      .def("__contains__", &Memory::contains, py::arg("key"))
-      .def("__iter__",
-           [](const Memory& self) {
-             return KeyIterator{self, self.rows(), 0, {}, 0};
-           })
-      .def("__enter__", [](py::object self) { return self; })
-      .def("__exit__",
-           [](Memory& self, const py::args&) {
-             const py::gil_scoped_release release;
-             self.close();
-           })
-      .def("__repr__", &representation);
+          "__iter__",
+          [](const Memory& self) {
+            return KeyIterator{self, self.rows(), 0, {}, 0};
+          },
+          "The keys, in the order of adding.")
+      .def(
+          "__enter__", [](py::object self) { return self; }, "Itself.")
+      .def(
+          "__exit__",
+          [](Memory& self, const py::object&, const py::object&, const py::object&) {
+            const py::gil_scoped_release release;
+            self.close();
+          },
+          py::arg("type"), py::arg("value"), py::arg("traceback"), "Closes it.")
+      .def("__reduce__", &reduce, "Its path, to be opened for reading.")
+      .copies_share()
+      .def("__repr__", &representation, "Path, sizes, storage, indexes and the encoder's fingerprint.");
 }
 
 }  // namespace reco::python

@@ -5,16 +5,6 @@
 
 namespace reco::python {
 
-namespace {
-
-std::string dumps(const py::handle& metadata) {
-  const auto json = py::module_::import("json");
-  return json.attr("dumps")(metadata, py::arg("ensure_ascii") = false, py::arg("allow_nan") = false)
-      .cast<std::string>();
-}
-
-}  // namespace
-
 RowInfo row_info(std::vector<std::string> keys, std::optional<std::vector<std::string>> captions,
                  const std::optional<py::list>& metadata) {
   RowInfo info;
@@ -31,7 +21,7 @@ py::array embeddings_of(const MemoryBase& memory, const std::string& side, std::
   const Modality which = modality(side, "memory.embeddings");
   Matrix found;
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     found = memory.embeddings(rows, which);
   }
   return to_numpy(std::move(found));
@@ -51,11 +41,6 @@ py::dict search_options(const SearchOptions& options) {
   given["exact"] = options.exact;
   given["effort"] = options.effort;
   return given;
-}
-
-template <typename M>
-py::array_t<typename M::Scalar> borrowed(const M& matrix) {
-  return py::array_t<typename M::Scalar>({matrix.rows(), matrix.cols()}, matrix.data(), py::none());
 }
 
 /// What a method returned, as the type it should have.
@@ -85,15 +70,15 @@ class PythonMemory final : public MemoryBase, public py::trampoline_self_life_su
 
   Neighbors search(const MatrixView& queries, const SearchOptions& options) const override {
     const py::gil_scoped_acquire gil;
-    const Matrix packed = queries;  // a view may have gaps between its rows
-    const py::object answer = method("search")(borrowed(packed), **search_options(options));
+    // A copy of its own: a class may keep what it was given.
+    const py::object answer = method("search")(to_numpy(Matrix(queries)), **search_options(options));
     return neighbors(returned<FoundNeighbors>(answer, "search"), queries.rows(), options);
   }
 
   Matrix embeddings(std::span<const std::int64_t> rows, Modality side) const override {
     const py::gil_scoped_acquire gil;
     const char* name = side == Modality::image ? "image" : "text";
-    const auto array = returned<FloatArray>(method("embeddings")(name, numbers(rows)), "embeddings");
+    const auto array = float_array(method("embeddings")(name, numbers(rows)));
     const auto view = matrix_view(array, "memory.embeddings", "the result");
     check(view.rows() == static_cast<Eigen::Index>(rows.size()) && view.cols() == dim_, "memory.embeddings",
           "expected ", rows.size(), " x ", dim_, " values, got ", view.rows(), " x ", view.cols());
@@ -120,7 +105,7 @@ class PythonMemory final : public MemoryBase, public py::trampoline_self_life_su
     const py::gil_scoped_acquire gil;
     py::list metadata;
     for (const std::string& text : info.metadata) metadata.append(loads(text));
-    method("add")(borrowed(Matrix(images)), borrowed(Matrix(texts)), info.keys,
+    method("add")(to_numpy(Matrix(images)), to_numpy(Matrix(texts)), info.keys,
                   info.captions.empty() ? py::object(py::none()) : py::cast(info.captions),
                   info.metadata.empty() ? py::object(py::none()) : py::object(metadata));
   }
@@ -158,7 +143,7 @@ class PythonMemory final : public MemoryBase, public py::trampoline_self_life_su
                   {}};
     if (!options.partners) return out;
     check(!found.partners.is_none(), tag, "the partners that were asked for are missing");
-    const auto partners = found.partners.cast<FloatArray>();
+    const FloatArray partners = float_array(found.partners);
     check(partners.size() == n * k * dim_, tag, "expected ", n, " x ", k, " x ", dim_, " values of partners, got ",
           partners.size());
     out.partners = Eigen::Map<const Matrix>(partners.data(), n * k, dim_);
@@ -172,7 +157,7 @@ class PythonMemory final : public MemoryBase, public py::trampoline_self_life_su
 void add(MemoryBase& self, const FloatArray& images, const FloatArray& texts, std::vector<std::string> keys,
          std::optional<std::vector<std::string>> captions, const std::optional<py::list>& metadata) {
   const GivenPairs pairs("memory.add", images, texts, std::move(keys), std::move(captions), metadata);
-  const py::gil_scoped_release release;
+  const LongCall unlocked;
   self.add(pairs.images, pairs.texts, pairs.info);
 }
 
@@ -186,7 +171,7 @@ FoundNeighbors search(const std::shared_ptr<const MemoryBase>& self, const Float
       k, modality(side, tag), exclude_keys(excluded), std::move(only), where, max_similarity, partners, exact, effort};
   Neighbors found;
   {
-    const py::gil_scoped_release release;
+    const LongCall unlocked;
     found = self->search(view, options);
   }
   const py::ssize_t n = found.rows.rows();
@@ -195,53 +180,15 @@ FoundNeighbors search(const std::shared_ptr<const MemoryBase>& self, const Float
   return {self, to_numpy(std::move(found.rows)), to_numpy(std::move(found.scores)), partner_array};
 }
 
-/// One value a neighbour, as a list a query.
-template <typename Value>
-py::list nested(const FoundNeighbors& found, const Value& value) {
-  py::list all;
-  for (py::ssize_t i = 0; i < found.queries(); ++i) {
-    py::list one;
-    for (py::ssize_t j = 0; j < found.k(); ++j) one.append(value(static_cast<std::size_t>(i * found.k() + j)));
-    all.append(one);
-  }
-  return all;
-}
-
-using Fetch = std::vector<std::string> (MemoryBase::*)(std::span<const std::int64_t>) const;
-
-std::vector<std::string> fetch(const FoundNeighbors& found, Fetch field) {
-  const auto rows = found.row_span();
-  const py::gil_scoped_release release;
-  return (found.memory.get()->*field)(rows);
-}
-
-py::object neighbor_keys(FoundNeighbors& found) {
-  if (!found.keys.is_none()) return found.keys;
-  const auto keys = fetch(found, &MemoryBase::keys);
-  found.keys = nested(found, [&](std::size_t i) { return py::str(keys[i]); });
-  return found.keys;
-}
-
-py::list neighbor_captions(const FoundNeighbors& found) {
-  const auto captions = fetch(found, &MemoryBase::captions);
-  return nested(found, [&](std::size_t i) { return py::str(captions[i]); });
-}
-
-py::list neighbor_metadata(const FoundNeighbors& found) {
-  const auto metadata = fetch(found, &MemoryBase::metadata);
-  return nested(found,
-                [&](std::size_t i) { return metadata[i].empty() ? py::object(py::none()) : loads(metadata[i]); });
-}
-
 py::array embeddings(const MemoryBase& self, const std::string& side, const IndexArray& rows) {
   return embeddings_of(self, side, {rows.data(), static_cast<std::size_t>(rows.size())});
 }
 
 /// Words of rows.
-template <Fetch field>
+template <std::vector<std::string> (MemoryBase::*field)(std::span<const std::int64_t>) const>
 std::vector<std::string> words(const MemoryBase& self, const IndexArray& rows) {
   const std::span wanted(rows.data(), static_cast<std::size_t>(rows.size()));
-  const py::gil_scoped_release release;
+  const LongCall unlocked;
   return (self.*field)(wanted);
 }
 
@@ -253,76 +200,13 @@ py::list metadata(const MemoryBase& self, const IndexArray& rows) {
   return all;
 }
 
-FoundNeighbors make_neighbors(std::shared_ptr<const MemoryBase> memory, const IndexArray& rows,
-                              const FloatArray& scores, const std::optional<FloatArray>& partners) {
-  constexpr const char* tag = "memory.search";
-  check(memory != nullptr && rows.ndim() == 2, tag, "expected a memory and rows [n, k]");
-  check(scores.ndim() == 2 && scores.shape(0) == rows.shape(0) && scores.shape(1) == rows.shape(1), tag,
-        "expected as many scores as rows: [", rows.shape(0), ", ", rows.shape(1), "]");
-  check(!partners || (partners->ndim() == 3 && partners->shape(0) == rows.shape(0) &&
-                      partners->shape(1) == rows.shape(1) && partners->shape(2) == memory->dim()),
-        tag, "expected partners [", rows.shape(0), ", ", rows.shape(1), ", ", memory->dim(), "]");
-  return {std::move(memory), rows, scores, py::cast(partners)};
-}
-
-py::array vector(const Eigen::VectorXf& values) { return to_numpy(Eigen::VectorXf(values), {values.size()}); }
-
-MemoryRow make_row(std::string key, std::string caption, const py::dict& metadata, const FloatArray& image,
-                   const FloatArray& text) {
-  const auto vector_of = [](const FloatArray& values) {
-    return Eigen::VectorXf(Eigen::Map<const Eigen::VectorXf>(values.data(), values.size()));
-  };
-  return {std::move(key), std::move(caption), dumps(metadata), vector_of(image), vector_of(text)};
-}
-
-void bind_results(py::module_& m) {
-  py::class_<FoundNeighbors>(m, "Neighbors", R"(What a search found for n queries, best first.
-
-Parameters
-----------
-memory : MemoryBase
-    Where it was found.
-rows : int [n, k]
-scores : float32 [n, k]
-partners : float32 [n, k, dim], optional
-
-Where fewer than k pairs are left, the key is '', the row -1, the score 0 and the partner all zeros.
-Keys, captions and metadata are fetched from the memory when they are asked for; it must be open then.
-)")
-      .def(py::init(&make_neighbors), py::arg("memory"), py::arg("rows"), py::arg("scores"),
-           py::arg("partners") = py::none())
-      .def_readonly("rows", &FoundNeighbors::rows, "int64 [n, k]: row numbers in the memory.")
-      .def_readonly("scores", &FoundNeighbors::scores, "float32 [n, k]: cosine similarities.")
-      .def_readonly("partners", &FoundNeighbors::partners,
-                    "float32 [n, k, dim]: the other side's embeddings, or None if they were not wanted.")
-      .def_property_readonly("keys", &neighbor_keys, "n lists of k keys.")
-      .def_property_readonly("captions", &neighbor_captions, "n lists of k captions.")
-      .def_property_readonly("metadata", &neighbor_metadata, "n lists of k dicts, None where there is no neighbour.")
-      .def("__len__", &FoundNeighbors::queries)
-      .def("__repr__", [](const FoundNeighbors& self) {
-        return "Neighbors(" + std::to_string(self.queries()) + " queries, k=" + std::to_string(self.k()) + ")";
-      });
-
-  py::class_<MemoryRow>(m, "MemoryRow", "One remembered pair.")
-      .def(py::init(&make_row), py::arg("key"), py::arg("caption"), py::arg("metadata"), py::arg("image_embedding"),
-           py::arg("text_embedding"))
-      .def_readonly("key", &MemoryRow::key)
-      .def_readonly("caption", &MemoryRow::caption)
-      .def_property_readonly(
-          "metadata", [](const MemoryRow& self) { return loads(self.metadata); }, "dict")
-      .def_property_readonly(
-          "image_embedding", [](const MemoryRow& self) { return vector(self.image_embedding); }, "float32 [dim]")
-      .def_property_readonly(
-          "text_embedding", [](const MemoryRow& self) { return vector(self.text_embedding); }, "float32 [dim]")
-      .def("__repr__", [](const MemoryRow& self) {
-        return py::str("MemoryRow(key={!r}, caption={!r})").format(self.key, self.caption);
-      });
-}
-
 }  // namespace
 
 void init_memory_base(py::module_& m) {
-  py::classh<MemoryBase, PythonMemory> base(m, "MemoryBase", R"(What a model looks pairs up in.
+  Class<MemoryBase, py::smart_holder, PythonMemory> base(m, "MemoryBase", R"(MemoryBase(dim, encoder="")
+--
+
+What a model looks pairs up in.
 
 Memory, a folder, is one. Whoever keeps pairs elsewhere derives a class from this and implements ``__len__``, search,
 embeddings, keys, captions, metadata, get, add and remove as they are described here; Model, train and evaluation take it
@@ -334,9 +218,14 @@ dim : int
     Width of the embeddings.
 encoder : str
     Fingerprint of the encoder that made them; "" fits any.
+
+Raises
+------
+Error
+    For a dim below 1.
 )");
-  bind_results(m);
-  base.def(py::init_alias<std::int64_t, std::string>(), py::arg("dim"), py::arg("encoder") = "")
+  init_neighbors(m);
+  base.def_init(py::init_alias<std::int64_t, std::string>(), py::arg("dim"), py::arg("encoder") = "")
       .def("add", &add, py::arg("image_embeddings"), py::arg("text_embeddings"), py::arg("keys"),
            py::arg("captions") = py::none(), py::arg("metadata") = py::none(),
            R"(Append n pairs, all or none; they are safe when this returns.
@@ -344,7 +233,8 @@ encoder : str
 Parameters
 ----------
 image_embeddings, text_embeddings : array [n, dim]
-    Any float dtype and strides; rows are scaled to unit length and kept in the memory's storage.
+    Any float dtype and strides, tensors of other libraries; rows are scaled to unit length and kept in the memory's
+    storage.
 keys : list of str
     Not empty, all different, none in the memory yet.
 captions : list of str, optional
@@ -358,8 +248,17 @@ Error
 )")
       .def(
           "remove", [](MemoryBase& self, const std::vector<std::string>& keys) { self.remove(keys); }, py::arg("keys"),
-          py::call_guard<py::gil_scoped_release>(),
-          "Remove pairs, all or none: they are never found again. Raises Error if a key is not there.")
+          py::call_guard<LongCall>(), R"(Remove pairs, all or none: they are never found again.
+
+Parameters
+----------
+keys : list of str
+
+Raises
+------
+Error
+    If a key is not there. Nothing is removed then.
+)")
       .def("search", &search, py::arg("queries"), py::arg("k") = 10, py::arg("modality") = "image",
            py::arg("exclude_keys") = py::none(), py::arg("only_keys") = py::none(), py::arg("where") = "",
            py::arg("max_similarity") = py::none(), py::arg("partners") = true, py::arg("exact") = false,
@@ -369,7 +268,7 @@ Error
 Parameters
 ----------
 queries : array [n, dim]
-    Any float dtype and strides; scaled to unit length.
+    Any float dtype and strides, tensors of other libraries; scaled to unit length.
 k : int
     Neighbours a query, 1 to 4,096.
 modality : {"image", "text"}
@@ -395,17 +294,82 @@ Returns
 Neighbors
     keys and captions (n lists of k), scores float32 [n, k], partners float32 [n, k, dim]. Of equal scores, what was
     added first comes first.
+
+Raises
+------
+Error
+    For another number of columns, queries that are zero or not finite, k out of range, a condition that SQLite refuses,
+    a damaged index.
 )")
-      .def("get", &MemoryBase::get, py::arg("key"), py::call_guard<py::gil_scoped_release>(),
-           "The pair of a key, as MemoryRow. Raises Error if it is not there.")
+      .def("get", &MemoryBase::get, py::arg("key"), py::call_guard<py::gil_scoped_release>(), R"(The pair of a key.
+
+Parameters
+----------
+key : str
+
+Returns
+-------
+MemoryRow
+
+Raises
+------
+Error
+    If it is not there.
+)")
       .def("embeddings", &embeddings, py::arg("modality"), py::arg("rows"),
-           "One side's embeddings of rows as a search gives them: float32 [len(rows), dim], zeros for -1.")
-      .def("keys", &words<&MemoryBase::keys>, py::arg("rows"), "The keys of rows; '' for -1.")
-      .def("captions", &words<&MemoryBase::captions>, py::arg("rows"), "The captions of rows; '' for -1.")
-      .def("metadata", &metadata, py::arg("rows"), "The metadata of rows: a dict each, None for -1.")
-      .def_property_readonly("dim", &MemoryBase::dim)
-      .def_property_readonly("encoder", &MemoryBase::encoder)
-      .def("__len__", &MemoryBase::size);
+           R"(One side's embeddings of rows as a search gives them.
+
+Parameters
+----------
+modality : {"image", "text"}
+rows : array of int [n]
+    Row numbers; -1 gives zeros.
+
+Returns
+-------
+float32 array [n, dim]
+
+Raises
+------
+Error
+    For row numbers that were never given out.
+)")
+      .def("keys", &words<&MemoryBase::keys>, py::arg("rows"), R"(The keys of rows as a search gives them.
+
+Parameters
+----------
+rows : array of int [n]
+    Row numbers; -1 gives ''.
+
+Returns
+-------
+list of str
+)")
+      .def("captions", &words<&MemoryBase::captions>, py::arg("rows"), R"(The captions of rows as a search gives them.
+
+Parameters
+----------
+rows : array of int [n]
+    Row numbers; -1 gives ''.
+
+Returns
+-------
+list of str
+)")
+      .def("metadata", &metadata, py::arg("rows"), R"(The metadata of rows as a search gives them.
+
+Parameters
+----------
+rows : array of int [n]
+    Row numbers; -1 gives None.
+
+Returns
+-------
+list of dict
+)")
+      .def_property_readonly("dim", &MemoryBase::dim, "Width of the embeddings.")
+      .def_property_readonly("encoder", &MemoryBase::encoder, "Fingerprint of the encoder, or '' for any.")
+      .def("__len__", &MemoryBase::size, "Number of pairs.");
 }
 
 }  // namespace reco::python

@@ -9,21 +9,24 @@
 
 namespace reco::python {
 
-/// What was found, with the memory that it came from, which is asked for words when they are wanted.
+/// What was found, with the memory that it came from, which is asked for words when they are wanted. One that was
+/// pickled has no memory, but all its words.
 struct FoundNeighbors {
   std::shared_ptr<const MemoryBase> memory;
   py::array_t<std::int64_t> rows;
   py::array_t<float> scores;
   py::object partners;
   py::object keys = py::none();
+  py::object captions = py::none();
+  py::object metadata = py::none();
 
   std::span<const std::int64_t> row_span() const { return {rows.data(), static_cast<std::size_t>(rows.size())}; }
   py::ssize_t queries() const { return rows.shape(0); }
   py::ssize_t k() const { return rows.shape(1); }
 };
 
-/// JSON as Python's json module reads it.
-inline py::object loads(const std::string& json) { return py::module_::import("json").attr("loads")(json); }
+/// Binds Neighbors and MemoryRow.
+void init_neighbors(py::module_& m);
 
 /// What describes the pairs of one add().
 RowInfo row_info(std::vector<std::string> keys, std::optional<std::vector<std::string>> captions,

@@ -2,6 +2,7 @@
 #include "reco/training.h"
 
 #include "helpers.h"
+#include "options.h"
 
 namespace reco::python {
 
@@ -17,28 +18,52 @@ TrainingData training_data(const py::object& images, const py::object& texts, st
     return data;
   }
   check(!texts.is_none(), "training.train", "texts are missing");
-  data.images = matrix_view(images.cast<FloatArray>(), "training.train", "images");
-  data.texts = matrix_view(texts.cast<FloatArray>(), "training.train", "texts");
+  data.images = matrix_view(float_array(images), "training.train", "images");
+  data.texts = matrix_view(float_array(texts), "training.train", "texts");
   return data;
 }
 
 Fusion train_pairs(const py::object& images, const py::object& texts, const MemoryBase& memory,
-                   const TrainingConfig& config, std::vector<std::string> keys, std::vector<std::int64_t> concepts,
-                   std::optional<py::function> progress) {
-  const auto data = training_data(images, texts, std::move(keys), std::move(concepts));
-  const auto report = interruptible(std::move(progress));
-  py::gil_scoped_release release;
-  return train(data, memory, config, report);
+                   const TrainingConfig& config, std::optional<std::vector<std::string>> keys,
+                   const std::optional<IndexArray>& concepts, const py::object& progress) {
+  std::vector<std::int64_t> numbers;
+  if (concepts) numbers.assign(concepts->data(), concepts->data() + concepts->size());
+  const auto data =
+      training_data(images, texts, std::move(keys).value_or(std::vector<std::string>{}), std::move(numbers));
+  const ProgressArgument reporter(progress, "train", " epochs");
+  const LongCall unlocked;
+  return train(data, memory, config, reporter.function());
 }
 
-}  // namespace
+/// An empty path is None in Python.
+void add_path(Options<TrainingConfig>& options, const char* name, std::filesystem::path TrainingConfig::*member,
+              const char* doc) {
+  options.field(
+      name,
+      [member](const TrainingConfig& config) -> py::object {
+        return (config.*member).empty() ? py::object(py::none()) : py::cast(config.*member);
+      },
+      [member](TrainingConfig& config, const py::handle& value) {
+        config.*member = value.is_none() ? std::filesystem::path() : py::cast<std::filesystem::path>(value);
+      },
+      doc);
+}
 
-void init_training(py::module_& m) {
-  py::class_<TrainingConfig> config(m, "TrainingConfig", R"(How a fusion is trained (RECO, arXiv 2306.07196).
+void add_loss(Options<TrainingConfig>& options) {
+  options.field(
+      "loss", [](const TrainingConfig& config) { return py::tuple(py::cast(config.loss)); },
+      [](TrainingConfig& config, const py::handle& value) { config.loss = py::cast<std::array<double, 3>>(value); },
+      "Weights of NCE(v^, t^), NCE(v^, t) and NCE(v, t^): tuple of 3 float.");
+}
+
+void init_config(py::module_& m) {
+  Options<TrainingConfig> options("TrainingConfig",
+                                  R"(How a fusion is trained (RECO, arXiv 2306.07196, section 3). Immutable.
 
 Parameters
 ----------
 fusion : FusionConfig
+    What to train.
 batch_size : int
     Pairs a step; at most one a concept.
 micro_batch : int
@@ -46,7 +71,7 @@ micro_batch : int
 epochs : int
     One epoch shows each concept once, through one of its pairs.
 learning_rate : float
-    Peak of a linear warm-up and cosine decay.
+    Peak of a linear warm-up and cosine decay (arXiv 1608.03983).
 layer_rate : float
     Share of it for the encoder layers of "gated", which memorise where the rest looks up.
 gate_rate : float
@@ -57,9 +82,10 @@ wrong_captions, random_rows, dropped, random_k : float
 warmup : float
     Share of the steps that warm up.
 weight_decay : float
-    AdamW's, on matrices only.
+    AdamW's (arXiv 1711.05101), on matrices only.
 loss : (float, float, float)
-    Weights of NCE(v^, t^), NCE(v^, t) and NCE(v, t^).
+    Weights of NCE(v^, t^), NCE(v^, t) and NCE(v, t^): v and t are CLIP's embeddings, v^ and t^ the refined ones, NCE is
+    InfoNCE in both directions (arXiv 1807.03748).
 logit_scale : float
     Factor on cosines in the loss.
 learn_scale : bool
@@ -69,55 +95,69 @@ max_similarity : float, optional
 validation : float
     Share of the concepts that is held out to choose the best epoch.
 seed : int
-log : path
-    CSV learning curve; empty: none.
-tensorboard : path
-    Folder for the same curve as a TensorBoard event file; empty: none.
-checkpoint : path
-    Written while training, resumed from when it is there; empty: none.
-)");
-  Options(config)
-      .field("fusion", &TrainingConfig::fusion)
-      .field("batch_size", &TrainingConfig::batch_size)
-      .field("micro_batch", &TrainingConfig::micro_batch)
-      .field("epochs", &TrainingConfig::epochs)
-      .field("learning_rate", &TrainingConfig::learning_rate)
-      .field("layer_rate", &TrainingConfig::layer_rate)
-      .field("gate_rate", &TrainingConfig::gate_rate)
-      .field("wrong_captions", &TrainingConfig::wrong_captions)
-      .field("random_rows", &TrainingConfig::random_rows)
-      .field("dropped", &TrainingConfig::dropped)
-      .field("random_k", &TrainingConfig::random_k)
-      .field("warmup", &TrainingConfig::warmup)
-      .field("weight_decay", &TrainingConfig::weight_decay)
-      .field("loss", &TrainingConfig::loss)
-      .field("logit_scale", &TrainingConfig::logit_scale)
-      .field("learn_scale", &TrainingConfig::learn_scale)
-      .field("max_similarity", &TrainingConfig::max_similarity)
-      .field("validation", &TrainingConfig::validation)
-      .field("seed", &TrainingConfig::seed)
-      .field("log", &TrainingConfig::log)
-      .field("tensorboard", &TrainingConfig::tensorboard)
-      .field("checkpoint", &TrainingConfig::checkpoint)
-      .init();
+    Of weights, batches and spoiled neighbours.
+log : str or Path, optional
+    CSV file for the learning curve.
+tensorboard : str or Path, optional
+    Folder for the same curve as a TensorBoard event file.
+checkpoint : str or Path, optional
+    Written while training, resumed from when it is there.
 
-  m.def("train", &train_pairs, py::arg("images"), py::arg("texts"), py::arg("memory"), py::arg("config"), py::kw_only(),
-        py::arg("keys") = std::vector<std::string>{}, py::arg("concepts") = std::vector<std::int64_t>{},
-        py::arg("progress") = py::none(),
-        R"(Train a fusion; embeddings and memory stay as they are.
+Raises
+------
+Error
+    For a value out of range; names it.
+)");
+  options.field("fusion", &TrainingConfig::fusion, "What to train: FusionConfig.")
+      .field("batch_size", &TrainingConfig::batch_size, "Pairs a step.")
+      .field("micro_batch", &TrainingConfig::micro_batch, "Pairs whose gradients are held at a time; 0: all.")
+      .field("epochs", &TrainingConfig::epochs, "Times that each concept is shown.")
+      .field("learning_rate", &TrainingConfig::learning_rate, "Its peak.")
+      .field("layer_rate", &TrainingConfig::layer_rate, "Share of the learning rate for encoder layers.")
+      .field("gate_rate", &TrainingConfig::gate_rate, "Share of the learning rate for trust and confidence.")
+      .field("wrong_captions", &TrainingConfig::wrong_captions, "Share of pairs whose neighbours get wrong partners.")
+      .field("random_rows", &TrainingConfig::random_rows, "Share of pairs whose neighbours are replaced.")
+      .field("dropped", &TrainingConfig::dropped, "Share of pairs that lose up to half of their neighbours.")
+      .field("random_k", &TrainingConfig::random_k, "Share of pairs that keep only the first few neighbours.")
+      .field("warmup", &TrainingConfig::warmup, "Share of the steps that warm up.")
+      .field("weight_decay", &TrainingConfig::weight_decay, "AdamW's, on matrices only.");
+  add_loss(options);
+  options.field("logit_scale", &TrainingConfig::logit_scale, "Factor on cosines in the loss.")
+      .field("learn_scale", &TrainingConfig::learn_scale, "Whether that factor is trained.")
+      .field("max_similarity", &TrainingConfig::max_similarity, "Image neighbours above this are left out; None: none.")
+      .field("validation", &TrainingConfig::validation, "Share of the concepts that is held out.")
+      .field("seed", &TrainingConfig::seed, "Of weights, batches and spoiled neighbours.");
+  add_path(options, "log", &TrainingConfig::log, "CSV file for the learning curve, or None.");
+  add_path(options, "tensorboard", &TrainingConfig::tensorboard, "Folder for TensorBoard, or None.");
+  add_path(options, "checkpoint", &TrainingConfig::checkpoint, "File to resume from, or None.");
+  options.define(m, [](const TrainingConfig& config) { validate(config); });
+}
+
+}  // namespace
+
+void init_training(py::module_& m) {
+  init_config(m);
+  define(m, "train", &train_pairs, py::arg("images"), py::arg("texts"), py::arg("memory"), py::arg("config"),
+         py::kw_only(), py::arg("keys") = py::none(), py::arg("concepts") = py::none(),
+         py::arg("progress") = py::none(),
+         R"(Train a fusion (RECO, arXiv 2306.07196, section 3); embeddings and memory stay as they are.
 
 Parameters
 ----------
-images, texts : array [n, dim]
-    Unit rows, pair by pair. Or a Memory of pairs and None: its float16 shards are read batch by batch.
+images : array [n, dim], or Memory
+    Unit rows. Or a memory of pairs, whose rows are read batch by batch.
+texts : array [n, dim], or None
+    Unit rows, pair by pair; None with a memory of pairs.
 memory : MemoryBase
+    Where neighbours are looked up.
 config : TrainingConfig
 keys : list of str, optional
     A pair's own key in the memory is left out of its neighbours.
-concepts : list of int, optional
+concepts : array of int [n], optional
     Pairs of one concept never meet in a batch.
-progress : callable, optional
-    Called with (epochs done, epochs); return False to stop.
+progress : bool or callable, optional
+    True for a progress bar on standard error; or called with (epochs done, epochs), returning False stops with an Error.
+    Ctrl-C stops too; a checkpoint of the config's goes on from its last epoch.
 
 Returns
 -------
@@ -127,7 +167,7 @@ Fusion
 Raises
 ------
 Error
-    For data that does not fit, or a loss that is not finite.
+    For data that does not fit or needs more memory than there is, or a loss that is not finite.
 )");
 }
 

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 
+#include "reco/interrupt.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -137,7 +139,12 @@ std::string Sha256::finish() {
 }
 
 std::string sha256(std::span<const std::byte> data) {
+  constexpr std::size_t piece = 16 << 20;
   Sha256 hash;
+  for (; data.size() > piece; data = data.subspan(piece)) {
+    check_interrupt();
+    hash.update(data.first(piece));
+  }
   hash.update(data);
   return hash.finish();
 }

@@ -6,6 +6,7 @@
 #include <cctype>
 
 #include "reco/error.h"
+#include "reco/interrupt.h"
 
 namespace reco::io {
 
@@ -48,6 +49,7 @@ const char* file_of(sqlite3* database) {
 
 void expect_ok(sqlite3* database, int code) {
   if (code == SQLITE_OK) return;
+  if (code == SQLITE_INTERRUPT) check_interrupt();
   fail(kTag, "'", file_of(database), "': ", sqlite3_errmsg(database), " (SQLite code ",
        sqlite3_extended_errcode(database), ")");
 }
@@ -69,6 +71,9 @@ Database::Database(const fs::path& path, DatabaseMode mode) : path_(path) {
   sqlite3_db_config(database, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
   sqlite3_db_config(database, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, nullptr);
   execute("PRAGMA cell_size_check = ON");
+  constexpr int steps = 100'000;  // of SQLite's virtual machine, some milliseconds
+  sqlite3_progress_handler(
+      database, steps, [](void*) { return interrupted() ? 1 : 0; }, nullptr);
 }
 
 Statement Database::prepare(const char* sql) {
@@ -140,6 +145,7 @@ bool Statement::step() {
   if (code != SQLITE_DONE) {
     const std::string message = sqlite3_errmsg(database_);
     sqlite3_reset(statement_.get());
+    if (code == SQLITE_INTERRUPT) check_interrupt();
     fail(kTag, "'", file_of(database_), "': ", message, " (SQLite code ", code, ")");
   }
   return false;
@@ -169,6 +175,7 @@ Transaction::Transaction(Database& database, Kind kind) : database_(database) {
 
 Transaction::~Transaction() {
   if (!open_) return;
+  const InterruptScope to_the_end({});
   try {
     database_.execute("ROLLBACK");
   } catch (const Error&) {  // SQLite has rolled back already, after a full disk for example
@@ -176,6 +183,7 @@ Transaction::~Transaction() {
 }
 
 void Transaction::commit() {
+  const InterruptScope to_the_end({});
   database_.execute("COMMIT");
   open_ = false;
 }

@@ -18,6 +18,9 @@ from scipy.io import savemat
 
 from reco.datasets import Sample
 
+CLIP = Path(__file__).parents[2] / "examples/icons/clip"
+CLASSES = 8  # of the data sets that are made of icons
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -25,6 +28,9 @@ class Picture:
 
     concept: int
     jpeg: bytes
+
+
+Made = tuple[list[str], list[Picture]]  # names of concepts, and pictures of them
 
 
 def to_jpeg(image: Any, turn: int = 0) -> bytes:

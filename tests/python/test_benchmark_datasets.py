@@ -16,7 +16,7 @@ from scipy.io import savemat
 import benchmark_folders as folders
 import reco
 from benchmark_folders import Picture, put
-from reco.datasets import Classification, load_dataset
+from reco.datasets import Classification, EntityQuestions, Retrieval, load_dataset
 from reco.datasets.benchmark import image_bytes
 from reco.datasets.oven import entity_names
 
@@ -51,6 +51,11 @@ def test_cars(tmp_path: Path) -> None:
     check(load_dataset("cars", tmp_path / "stanford_cars"))
     with pytest.raises(reco.Error, match=r"expected one of the splits test, train, got val"):
         load_dataset("cars", tmp_path, split="val")
+    nested = tmp_path / "stanford_cars/cars_test/cars_test"
+    (tmp_path / "stanford_cars/cars_test").rename(tmp_path / "away")
+    nested.parent.mkdir()
+    (tmp_path / "away").rename(nested)
+    check(load_dataset("cars", tmp_path))
     (tmp_path / "stanford_cars/cars_test_annos_withlabels.mat").unlink()
     with pytest.raises(reco.Error, match=r"cars_test_annos_withlabels.mat .* cars_test_annos.mat has no labels"):
         load_dataset("cars", tmp_path)
@@ -109,6 +114,24 @@ def test_imagenet(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert data.classnames == [NAMES[i] for i in order] != NAMES, "classes are the sorted synsets"
 
 
+def test_imagenet_from_kaggle(tmp_path: Path) -> None:
+    """ILSVRC/Data/CLS-LOC/val flat, the synsets in LOC_val_solution.csv, in an order of its own."""
+    folders.imagenet_flat(tmp_path, NAMES, ITEMS)
+    (tmp_path / "ILSVRC/Data/CLS-LOC").mkdir(parents=True)
+    (tmp_path / "val").rename(tmp_path / "ILSVRC/Data/CLS-LOC/val")
+    shutil.rmtree(tmp_path / "ILSVRC2012_devkit_t12")
+    with pytest.raises(reco.Error, match=r"unpacked in .*, or LOC_val_solution.csv \(Kaggle\)$"):
+        load_dataset("imagenet", tmp_path)
+    ids = folders.wnids(3)
+    lines = [f"ILSVRC2012_val_{i:08},{ids[p.concept]} 1 2 30 40 \n" for i, p in enumerate(ITEMS, 1)]
+    put(tmp_path / "LOC_val_solution.csv", "ImageId,PredictionString\n" + "".join(reversed(lines)))
+    put(tmp_path / "LOC_synset_mapping.txt", "".join(f"{i} {n}, other\n" for i, n in zip(ids, NAMES, strict=True)))
+    check(load_dataset("imagenet", tmp_path))
+    put(tmp_path / "LOC_val_solution.csv", "ImageId,PredictionString\nILSVRC2012_val_00000001,x\n")
+    with pytest.raises(reco.Error, match="expected ILSVRC2012_val_00000001,n01440764 1 2 3 4, found 'ILSVRC"):
+        load_dataset("imagenet", tmp_path)
+
+
 def test_imagenet_names(tmp_path: Path) -> None:
     folders.imagenet_folders(tmp_path, NAMES, ITEMS)
     want = load_dataset("imagenet", tmp_path).classnames
@@ -137,7 +160,20 @@ def test_coco(tmp_path: Path) -> None:
     assert len(every.images) == 12
     assert every.captions[every.image_of_text.index(5)] in folders.captions_of(NAMES, ITEMS[5])
     (tmp_path / "dataset_coco.json").unlink()
-    with pytest.raises(reco.Error, match=r"expected dataset_coco.json .* put dataset_coco.json \(Karpathy\) there"):
+    with pytest.raises(reco.Error, match=r"expected dataset_coco.json .* put dataset_coco.json \(Karpathy\) or"):
+        load_dataset("coco", tmp_path)
+    (tmp_path / "annotations/captions_val2014.json").rename(tmp_path / "coco_test_karpathy.json")
+    theirs = load_dataset("coco", tmp_path)
+    assert isinstance(theirs, Retrieval)
+    assert (theirs.split, len(theirs.images), len(theirs.captions)) == ("test", 12, 36)
+    assert theirs.notes == [
+        "expected 5,000 images as published, found 12",
+        "expected 25,010 captions as published, found 36",
+    ]
+    (tmp_path / "val2014/COCO_val2014_000000001000.jpg").unlink()
+    with pytest.raises(
+        reco.Error, match="1 of 12 images are missing, the first is .*val2014/COCO_val2014_000000001000"
+    ):
         load_dataset("coco", tmp_path)
 
 
@@ -153,14 +189,29 @@ def test_flickr30k(tmp_path: Path) -> None:
     put(tmp_path / "token/test.txt", "".join(f"{1000092795 + i}\n" for i in range(8)))
     listed = load_dataset("flickr30k", tmp_path / "token")
     assert (listed.captions, listed.image_of_text) == (data.captions, data.image_of_text)
+    lines = [f"{1000092795 + i}.jpg,{c}" for i, p in enumerate(ITEMS[:8]) for c in folders.captions_of(NAMES, p)]
+    put(tmp_path / "token/flickr30k_test_karpathy.txt", "\n".join(["image,caption", *lines, ""]))
+    theirs = load_dataset("flickr30k", tmp_path / "token")
+    assert isinstance(theirs, Retrieval)
+    assert (theirs.captions, theirs.image_of_text, theirs.images) == (data.captions, data.image_of_text, listed.images)
+    put(tmp_path / "token/flickr30k_test_karpathy.txt", "image,caption\nno comma\n")
+    with pytest.raises(reco.Error, match="expected NAME.jpg, a comma and a caption, found 'no comma' as line 2 of"):
+        load_dataset("flickr30k", tmp_path / "token")
+    (tmp_path / "token/flickr30k_test_karpathy.txt").unlink()
     put(tmp_path / "token/results_20130124.token", "1.jpg no tab\n")
     with pytest.raises(reco.Error, match=r"expected NAME.jpg#0, a tab and a caption, found '1.jpg no tab' as line 1"):
         load_dataset("flickr30k", tmp_path / "token")
 
 
+def oven(root: Path, split: str = "entity_val") -> EntityQuestions:
+    data = load_dataset("oven", root, split=split)
+    assert isinstance(data, EntityQuestions)
+    return data
+
+
 def test_oven(tmp_path: Path) -> None:
     folders.oven(tmp_path, NAMES, ITEMS, ["the moon"])
-    data = load_dataset("oven", tmp_path)
+    data = oven(tmp_path)
     assert [image_bytes(i) for i in data.images] == [p.jpeg for p in ITEMS]
     assert data.entities == [f"Q{100 + p.concept}" for p in ITEMS]
     assert data.seen == [p.concept % 2 == 1 for p in ITEMS]
@@ -170,17 +221,66 @@ def test_oven(tmp_path: Path) -> None:
         ("Q102", NAMES[2]),
         ("Q5000", "the moon"),
     ]
-    assert load_dataset("oven", tmp_path, split="query_val").split == "query_val"
-    test = load_dataset("oven", tmp_path, split="entity_test")
+    assert oven(tmp_path, "query_val").split == "query_val"
+    test = oven(tmp_path, "entity_test")
     assert test.entities is None
-    assert test.notes == ["oven_entity_test.jsonl has no answers (entity_id): predictions only"]
+    assert test.notes == ["oven_entity_test.jsonl has no answers (entity_id) to 12 questions: predictions only"]
     (tmp_path / "ovenid2impath.csv").unlink()
-    assert load_dataset("oven", tmp_path).images == data.images, "the suffix is found without the list"
-    shutil.copy(tmp_path / "oven_query_val.jsonl", tmp_path / "oven_entity_val.jsonl")
-    with pytest.raises(reco.Error, match=r"data_split to be entity_val_seen or entity_val_unseen, found query_val"):
+    assert oven(tmp_path).images == data.images, "the suffix is found without the list"
+
+
+def test_oven_images_elsewhere(tmp_path: Path) -> None:
+    """In another two-digit folder, under a suffix that only the list knows, or where the list says they came from."""
+    folders.oven(tmp_path, NAMES, ITEMS)
+    want = oven(tmp_path)
+    places = [path for path in want.images if isinstance(path, Path)]
+    other = tmp_path / "oven_images/09"
+    other.mkdir()
+    places[0].rename(other / places[0].name)
+    places[1].rename(places[1].with_suffix(".Jpeg"))
+    (tmp_path / "sources").mkdir()
+    places[2].rename(tmp_path / "sources/a, b.jpg")
+    table = tmp_path / "ovenid2impath.csv"
+    lines = [line for line in table.read_text().splitlines() if not line.startswith((places[1].stem, places[2].stem))]
+    put(table, "\n".join([*lines, f"{places[1].stem},x/y.Jpeg", f"{places[2].stem},sources/a, b.jpg", ""]))
+    found = oven(tmp_path).images
+    assert [image_bytes(image) for image in found] == [p.jpeg for p in ITEMS]
+    assert found[2] == tmp_path / "sources/a, b.jpg"
+    (tmp_path / "sources/a, b.jpg").unlink()
+    with pytest.raises(
+        reco.Error, match=rf"1 of 12 images are missing, the first is {places[2].with_suffix('.jpg')}; "
+    ):
+        oven(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"data_split": "query_val_seen"},
+            "data_split to be entity_val_seen or entity_val_unseen, found query_val_seen",
+        ),
+        ({"data_split": "entity_val"}, "data_split to be entity_val_seen or entity_val_unseen, found entity_val in"),
+        ({"data_id": "oven_entity_val_00000001"}, "expected every data_id once in .*oven_entity_val.jsonl"),
+        ({"image_id": None}, "expected data_id, image_id, data_split as texts, found no image_id in object 1 of"),
+    ],
+)
+def test_what_is_wrong_with_questions(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    folders.oven(tmp_path, NAMES, ITEMS)
+    table = tmp_path / "oven_entity_val.jsonl"
+    first, *rest = table.read_text().splitlines()
+    put(table, "\n".join([json.dumps(json.loads(first) | change), *rest]))
+    with pytest.raises(reco.Error, match=message):
         load_dataset("oven", tmp_path)
+
+
+def test_oven_files_that_are_no_such_thing(tmp_path: Path) -> None:
+    folders.oven(tmp_path, NAMES, ITEMS)
     put(tmp_path / "oven_entity_val.jsonl", "[1]\n")
     with pytest.raises(reco.Error, match="expected an object as line 1"):
+        load_dataset("oven", tmp_path)
+    put(tmp_path / "oven_entity_val.jsonl", "\n")
+    with pytest.raises(reco.Error, match="expected questions in .*oven_entity_val.jsonl, found none"):
         load_dataset("oven", tmp_path)
     put(tmp_path / "Wiki6M_ver_1_0_title_only.jsonl", '{"id": 3}\n')
     with pytest.raises(reco.Error, match="expected wikidata_id and wikipedia_title, found id as object 1"):

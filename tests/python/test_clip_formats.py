@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import json
 import shutil
 from collections import OrderedDict
@@ -238,6 +239,36 @@ def test_what_does_not_run_is_named(part: str, changes: dict[str, Any], message:
     with pytest.raises(reco.Error, match=message) as error:
         reco.Clip.load(folder)
     assert str(tmp_path) in str(error.value)
+
+
+def open_clips_configs() -> list[Path]:
+    package = importlib.util.find_spec("open_clip")
+    folders = package.submodule_search_locations if package else None
+    return sorted(Path(folders[0]).glob("model_configs/*.json")) if folders else []
+
+
+def test_every_config_of_open_clip_runs_or_is_named(tmp_path: Path) -> None:
+    """Only the weights are missing, or the error says which part is none of ours."""
+    configs = open_clips_configs()
+    if not configs:
+        pytest.skip("open_clip is not installed")
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(ICONS / file, tmp_path)
+    running = []
+    for path in configs:
+        settings = json.loads(path.read_text())
+        image, words = settings["vision_cfg"], settings["text_cfg"]
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+        with pytest.raises(reco.Error) as error:
+            reco.Clip.load(tmp_path)
+        foreign = "multimodal_cfg" if "multimodal_cfg" in settings else None
+        foreign = foreign or image.get("timm_model_name") or words.get("hf_model_name")
+        foreign = foreign or next(iter(words.get("tokenizer_kwargs", {}).keys() - {"clean"}), None)
+        expected = foreign or "has neither open_clip_model.safetensors"
+        assert expected in str(error.value), path.stem
+        running += [] if foreign else [path.stem]
+    assert len(running) >= 49
+    assert {"RN50", "RN50x64", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14", "ViT-g-14"} <= set(running)
 
 
 DEEP = "[" * 300_000 + "]" * 300_000

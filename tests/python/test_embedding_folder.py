@@ -145,6 +145,27 @@ def test_bad_samples_are_listed(clip: reco.Clip, folder: Path, samples: list[Sam
     assert len(list(out.glob("img_emb/*"))) == len(list(out.glob("metadata/*"))) == 3
 
 
+def test_formats_that_pil_reads(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
+    """In a folder and in a tar; animations give their first frame; a broken file is listed, not passed over."""
+    image = Image.fromarray(reco.decode_image(samples[0].image)).quantize(64)
+    other = Image.fromarray(reco.decode_image(samples[1].image)).quantize(64)
+    source, shard = tmp_path / "source", tmp_path / "shard.tar"
+    source.mkdir()
+    for suffix in ("png", "bmp", "tiff", "TIF"):
+        image.save(source / f"{suffix}.{suffix}")
+    image.save(source / "gif.gif", save_all=True, append_images=[other])
+    (source / "zero.gif").write_bytes((source / "gif.gif").read_bytes()[:40])
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted(source.iterdir()):
+            tar.add(path, path.name)
+    for name, path in (("folder", source), ("tar", shard)):
+        assert quiet(clip, path, tmp_path / name) == Summary(1, 6, 5, 1, True)
+        found = read_folder(tmp_path / name)
+        assert found.keys == ["TIF", "bmp", "gif", "png", "tiff"]
+        np.testing.assert_array_equal(found.images, found.images[[3] * 5])
+        assert json.loads((tmp_path / name / "errors/errors_00000.jsonl").read_text())["key"] == "zero"
+
+
 def test_a_shard_without_rows_has_no_files(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
     mixed = [Sample(str(i), b"bad" if 2 <= i < 4 else s.image) for i, s in enumerate(samples[:6])]
     assert quiet(clip, mixed, tmp_path / "out", shard_size=2) == Summary(3, 6, 4, 2, True)

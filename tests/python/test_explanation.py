@@ -84,7 +84,18 @@ def test_it_says_what_the_model_does(model: reco.Model, samples: list[Sample]) -
     assert e.moved == pytest.approx(float(e.original @ e.refined))
     best = e.ranking()[0]
     assert best[0] == names[int(e.after.argmax())] and best[2] == pytest.approx(float(e.after.max()))
-    assert samples[3].key in repr(e) and best[0] in repr(e)
+    assert e.answers == (names[int(e.before.argmax())], best[0])
+    said = f"CLIP says {e.answers[0]}, reco says {best[0]}"
+    assert samples[3].key in repr(e) and said in repr(e)
+    assert model.explain(image).answers is None
+
+
+def test_classes_may_be_an_array(model: reco.Model, samples: list[Sample]) -> None:
+    names = ["bear", "lion"]
+    array = model.explain(samples[0].image, classes=np.array(names))
+    assert array.to_dict() == model.explain(samples[0].image, classes=names).to_dict()
+    assert all(type(name) is str for name in array.classnames)
+    assert model.explain(samples[0].image, classes=np.array([])).classnames == []
 
 
 def test_a_text(model: reco.Model, samples: list[Sample]) -> None:
@@ -166,6 +177,36 @@ def test_the_page_stands_alone(model: reco.Model, samples: list[Sample], tmp_pat
     assert len(page.addresses) == 6 and all(a.startswith("data:image/webp;base64,") for a in page.addresses)
     assert "&lt;b&gt;bear&lt;/b&gt;" in e.to_html() and "<b>bear" not in e.to_html()
     assert e._repr_html_() in e.to_html()
+    assert f"<h1>What reco looked up for {Path(samples[0].image).name}</h1>" in e.to_html()
+    assert "<h1>" not in e._repr_html_()  # a notebook has its own
+
+
+def test_the_layout_survives_without_the_style_sheet(model: reco.Model, samples: list[Sample]) -> None:
+    """Notebooks drop <style> from outputs that they do not trust, and keep style="...". Every neighbour has a bar."""
+    e = model.explain(samples[0].image, classes=["bear", "lion"])
+    bare = re.sub("<style>.*?</style>", "", e._repr_html_(), flags=re.DOTALL)
+    assert bare.count('<li style="display:inline-block') == len(e.keys) == 5
+    widths = [float(w) for w in re.findall(r'<div style="height:6px;[^"]*width:([\d.]+)%"></div>', bare)]
+    assert len(widths) == 2 * 2 + 5
+    np.testing.assert_allclose(widths[4:], 100 * e.attention, atol=0.06)
+
+
+def test_long_texts_are_cut_where_they_are_shown(tmp_path: Path, clip: reco.Clip, samples: list[Sample]) -> None:
+    """Alt texts are long, addresses are one long word; the whole of it stays at hand."""
+    caption, address, query = (
+        "a caption of many words " * 20,
+        "https://example.org/" + "a/b" * 60,
+        "a long question " * 20,
+    )
+    memory = reco.Memory.create(tmp_path / "m", dim=clip.dim)
+    embeddings = clip.encode_images([s.image for s in samples[:2]])
+    memory.add(embeddings, embeddings, ["a", "b"], [caption, address])
+    e = reco.Model(clip, memory, reco.Fusion.mean(clip.dim)).explain(text=query)
+    for text in (caption, address):
+        assert f"<b>{text[:79]}…</b>" in e.to_html() and f'title="{text}"' in e.to_html()
+    assert len(re.findall("<h1>(.*)</h1>", e.to_html())[0]) == 100
+    titles = [axes.get_title().splitlines()[0] for axes in e.plot().axes if "similarity" in axes.get_title()]
+    assert sorted(titles) == sorted(["a caption of many words…", "https://example.org/a/b…"])
 
 
 def test_hostile_words_stay_words(tmp_path: Path, clip: reco.Clip, samples: list[Sample]) -> None:
@@ -191,6 +232,10 @@ def test_the_figure_shows_every_picture(model: reco.Model, samples: list[Sample]
     figure = model.explain(samples[0].image, classes=["bear", "lion"]).plot()
     assert sum(len(axes.images) for axes in figure.axes) == 6  # the query and five neighbours
     assert any(label.get_text() == "bear" for axes in figure.axes for label in axes.get_yticklabels())
+    found = model.explain(samples[0].image, classes=["bear", "lion"])
+    assert found.answers
+    assert figure.axes[0].get_title() == "CLIP: {}\nreco: {}".format(*found.answers)
+    assert figure.axes[0].get_xlabel() == f"gate {found.gate:.2f}"
 
 
 def test_pictures_are_found_where_they_lie(tmp_path: Path, samples: list[Sample]) -> None:

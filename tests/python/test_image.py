@@ -93,10 +93,20 @@ def test_jpeg_ycck() -> None:
     assert_decodes_like_pil(bytes(data))
 
 
-def test_jpeg_rotated_by_exif_stays_as_it_is() -> None:
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotated_by_exif_stays_as_it_is(format: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert_decodes_like_pil(saved(Image.fromarray(picture(60, 40)), "JPEG", exif=exif))
+    exif[0x0112] = orientation
+    data = saved(Image.fromarray(picture(60, 40)), format, exif=exif)
+    assert reco.decode_image(data).shape == (40, 60, 3)
+    assert_decodes_like_pil(data)
+
+
+def test_jpeg_with_more_pictures_gives_the_first() -> None:
+    """MPO, as cameras with two lenses write it."""
+    pair = [Image.fromarray(picture(60, 40, seed)) for seed in (1, 2)]
+    assert_decodes_like_pil(saved(pair[0], "MPO", save_all=True, append_images=pair[1:]))
 
 
 def test_jpeg_with_junk_is_read_as_pil_reads_it() -> None:
@@ -188,6 +198,13 @@ def test_webp(options: dict[str, Any], channels: int, size: tuple[int, int]) -> 
 def test_webp_animation_gives_its_first_frame(lossless: bool) -> None:
     frames = [Image.fromarray(picture(40, 30, seed, channels=4)) for seed in range(3)]
     data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=lossless)
+    assert_decodes_like_pil(data)
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_png_animation_gives_its_first_frame(default_image: bool) -> None:
+    frames = [Image.fromarray(picture(40, 30, seed, channels=4)) for seed in range(3)]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=default_image)
     assert_decodes_like_pil(data)
 
 

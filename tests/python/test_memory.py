@@ -4,6 +4,7 @@
 import multiprocessing
 import os
 import random
+import tempfile
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,20 @@ def unit(rows: Array) -> Array:
 
 def stored(rows: Array, storage: str = "float16") -> Array:
     """What a memory keeps of rows."""
+    if storage.startswith("codes"):
+        return decoded(rows, storage)
     if storage == "int8":
         whole = unit(rows).astype(np.float32)
         return unit(np.rint(whole * (np.float32(127) / np.abs(whole).max(axis=1, keepdims=True))))
     return unit(rows).astype(np.float32).astype(np.float16).astype(np.float32)
+
+
+def decoded(rows: Array, storage: Any) -> Array:
+    """Rows alone in a memory: what others do to it must not change them; memory_rows_test.cpp: how near they stay."""
+    dim = rows.shape[1]
+    with tempfile.TemporaryDirectory() as folder, reco.Memory.create(folder, dim, storage=storage) as memory:
+        memory.add(rows, rows, keys_of(0, len(rows)))
+        return memory.embeddings("image")
 
 
 def keys_of(first: int, count: int) -> list[str]:
@@ -124,11 +135,11 @@ def check_search(memory: reco.Memory, model: Model, generator: np.random.Generat
             np.testing.assert_allclose(found.partners[i, j], model.pairs[found.keys[i][j]][other], rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", ["float16", "int8", "codes4", "codes1"])
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_a_model_through_random_changes(tmp_path: Path, seed: int, storage: Any) -> None:
     generator = np.random.default_rng(seed)
-    dim = int(generator.choice([1, 2, 7, 16, 33, 64, 512]))
+    dim = int(generator.choice([8, 16, 64, 512] if storage.startswith("codes") else [1, 2, 7, 16, 33, 64, 512]))
     model, added = Model(), 0
     memory = reco.Memory.create(tmp_path / "m", dim, storage=storage)
     for _ in range(8):

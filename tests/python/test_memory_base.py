@@ -12,86 +12,11 @@ import numpy as np
 import pytest
 
 import reco
+from memory_kinds import ListMemory, unit
 from reco.milvus import MilvusMemory
 
 DIM = 16
 Make = Callable[[str], reco.MemoryBase]
-
-
-def unit(rows: Any) -> np.ndarray:
-    rows = np.asarray(rows, np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-class ListMemory(reco.MemoryBase):
-    """As little as a memory can be: rows are places in lists."""
-
-    def __init__(self, dim: int, encoder: str = "") -> None:
-        super().__init__(dim, encoder)
-        self.sides = {"image": np.zeros((0, dim), np.float32), "text": np.zeros((0, dim), np.float32)}
-        self.words: list[tuple[str, str, dict[str, Any]]] = []
-        self.gone: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.words) - len(self.gone)
-
-    def live(self) -> dict[str, int]:
-        return {words[0]: row for row, words in enumerate(self.words) if row not in self.gone}
-
-    def add(self, image_embeddings, text_embeddings, keys, captions=None, metadata=None):  # type: ignore[no-untyped-def]
-        if there := set(keys) & set(self.live()):
-            raise reco.Error(f"[memory.add] '{there.pop()}' is there already")
-        for side, rows in (("image", image_embeddings), ("text", text_embeddings)):
-            self.sides[side] = np.concatenate([self.sides[side], unit(rows).astype(np.float16).astype(np.float32)])
-        self.words += zip(keys, captions or [""] * len(keys), metadata or [{}] * len(keys), strict=True)
-
-    def remove(self, keys):  # type: ignore[no-untyped-def]
-        live = self.live()
-        for key in keys:
-            if key not in live:
-                raise reco.Error(f"[memory.remove] no pair has the key '{key}'")
-        self.gone |= {live[key] for key in keys}
-
-    def search(self, queries: Any, k: int = 10, modality: Any = "image", exclude_keys: Any = None,
-               only_keys: Any = None, where: str = "", max_similarity: float | None = None, partners: bool = True,
-               exact: bool = False, effort: int = 0) -> reco.Neighbors:  # fmt: skip
-        if where or only_keys is not None:
-            raise reco.Error("[memory.search] a ListMemory has no filters")
-        scores = unit(queries) @ self.sides[modality].T
-        scores[:, sorted(self.gone)] = -2
-        if max_similarity is not None:
-            scores[scores > max_similarity] = -2
-        lists = exclude_keys if exclude_keys and not isinstance(exclude_keys[0], str) else [exclude_keys or []]
-        for i in range(len(queries)):
-            for key in lists[i if len(lists) > 1 else 0]:
-                if key in self.live():
-                    scores[i, self.live()[key]] = -2
-        rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        rows = np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
-        found = np.where(rows < 0, -2, np.take_along_axis(np.pad(scores, ((0, 0), (0, 1))), rows, axis=1))
-        rows[found < -1.5] = -1
-        found[found < -1.5] = 0
-        other = self.embeddings("text" if modality == "image" else "image", rows.ravel())
-        return reco.Neighbors(self, rows, found, other.reshape(*rows.shape, -1) if partners else None)
-
-    def embeddings(self, modality, rows):  # type: ignore[no-untyped-def]
-        values = np.concatenate([self.sides[modality], np.zeros((1, self.dim), np.float32)])
-        return values[rows]
-
-    def keys(self, rows):  # type: ignore[no-untyped-def]
-        return [self.words[row][0] if row >= 0 else "" for row in rows]
-
-    def captions(self, rows):  # type: ignore[no-untyped-def]
-        return [self.words[row][1] if row >= 0 else "" for row in rows]
-
-    def metadata(self, rows):  # type: ignore[no-untyped-def]
-        return [self.words[row][2] if row >= 0 else None for row in rows]
-
-    def get(self, key):  # type: ignore[no-untyped-def]
-        if key not in self.live():
-            raise reco.Error(f"[memory.get] no pair has the key '{key}'")
-        row = self.live()[key]
-        return reco.MemoryRow(*self.words[row], self.sides["image"][row], self.sides["text"][row])
 
 
 @pytest.fixture(params=["folder", "list", "milvus"])
@@ -241,6 +166,23 @@ def test_searches_from_many_threads(make: Make) -> None:
     assert not wrong
 
 
+def test_a_class_may_keep_what_it_was_given() -> None:
+    class Keeping(ListMemory):
+        def search(self, queries: Any, *more: Any, **options: Any) -> Any:
+            kept.append(queries)
+            return super().search(queries, *more, **options)
+
+    kept: list[Any] = []
+    clip = reco.Clip.load(Path(__file__).parents[2] / "examples/icons/clip")
+    rows = unit(np.random.default_rng(0).standard_normal((8, clip.dim)))
+    memory = Keeping(clip.dim)
+    memory.add(rows, rows, [str(i) for i in range(8)])
+    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=3)
+    for row in rows:
+        model.refine_images(row[None])
+    np.testing.assert_allclose(np.concatenate(kept), rows, atol=1e-6)
+
+
 def test_a_class_that_does_not_keep_its_word() -> None:
     class Broken(ListMemory):
         answer: Any = None
@@ -258,7 +200,7 @@ def test_a_class_that_does_not_keep_its_word() -> None:
 
     def neighbors(k: int, partners: bool) -> Callable[[Any, int], reco.Neighbors]:
         found = np.zeros((1, k, clip.dim), np.float32) if partners else None
-        return lambda queries, _: reco.Neighbors(memory, np.zeros((1, k)), np.zeros((1, k)), found)
+        return lambda queries, _: reco.Neighbors(memory, np.zeros((1, k), np.int64), np.zeros((1, k)), found)
 
     memory.answer = neighbors(2, True)
     with pytest.raises(reco.Error, match=r"\[1, 3\]"):
@@ -276,9 +218,9 @@ def test_a_class_that_does_not_keep_its_word() -> None:
     with pytest.raises(reco.Error, match="3 entries, got 1"):
         model.explain(text="x")
     for rows, scores, partners in (
-        (np.zeros(3), np.zeros((1, 3)), None),
-        (np.zeros((1, 3)), np.zeros((1, 2)), None),
-        (np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3, 2))),
+        (np.zeros(3, np.int64), np.zeros((1, 3)), None),
+        (np.zeros((1, 3), np.int64), np.zeros((1, 2)), None),
+        (np.zeros((1, 3), np.int64), np.zeros((1, 3)), np.zeros((1, 3, 2))),
     ):
         with pytest.raises(reco.Error, match="expected"):
             reco.Neighbors(memory, rows, scores, partners)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model, command line, C++ example and README snippets on the tiny CLIP and a few real icons."""
+"""Model, command line and README snippets on the tiny CLIP and a few real icons."""
 
 from __future__ import annotations
 
@@ -205,20 +205,6 @@ def test_captions_csv(tmp_path: Path, samples: list[Sample]) -> None:
     assert (sample.key, sample.caption) == ("a/one", 'a "quoted", name')
 
 
-def test_cpp_example(tmp_path: Path, clip: reco.Clip, memory: reco.Memory, samples: list[Sample]) -> None:
-    program = ROOT / "build/release/examples/cpp/zero_shot"
-    if not program.exists():
-        pytest.skip("the C++ examples are not built")
-    reco.Fusion.mean(clip.dim, 4, 10, 4, 10).save(tmp_path / "f.safetensors")
-    image = tmp_path / "query.webp"
-    image.write_bytes(samples[0].image)
-    names = list(dict.fromkeys(s.caption for s in samples))
-    command = [program, CLIP, tmp_path / "icons.reco", tmp_path / "f.safetensors", image, *names]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == samples[0].caption
-    failed = subprocess.run([program, CLIP, tmp_path, tmp_path / "f.safetensors", image, "x"], capture_output=True)
-    assert failed.returncode == 1 and failed.stderr.startswith(b"[memory.open]")
-
-
 def test_readme_snippet(tmp_path: Path, memory: reco.Memory, samples: list[Sample]) -> None:
     """The README's Python snippet runs as it stands, in a folder that has what it names."""
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
@@ -233,7 +219,7 @@ def test_readme_snippet(tmp_path: Path, memory: reco.Memory, samples: list[Sampl
 
 
 def test_readme_cpp_snippet_is_the_example() -> None:
-    """What the README shows is what is compiled and run above."""
+    """What the README shows is what is compiled and run in test_install.py."""
     snippet = re.search(r"```cpp\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     assert snippet
     example = (ROOT / "examples/cpp/zero_shot.cpp").read_text("utf-8")

@@ -70,7 +70,7 @@ def test_the_recipe_runs(inputs: Path) -> None:
     for name in ("cars", "cub", "flowers", "dogs", "imagenet", "places365", "flickr30k", "coco", "oven"):
         assert len(list(results.glob(f"{name}-*-*.json"))) == (4 if name == "oven" else 2), name
     table = (results / "results.md").read_text()
-    assert "OVEN over both splits, clip + reco:" in table
+    assert "OVEN over both splits (val), clip + reco:" in table
     assert table.count("paper: best row") == 3
     assert (results / "report.html").stat().st_size > 10_000
     record = json.loads((results / "cub-test-reco.json").read_text())

@@ -10,16 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import benchmark_folders as folders
 import reco
-from benchmark_folders import Picture, put
-from reco.datasets import Sample, load_dataset, read_samples
-from reco.embedding import embed
+from benchmark_folders import CLASSES, CLIP, Made, put
+from reco.datasets import Classification, load_dataset
 from reco.evaluation import (
     EmbeddingCache,
     Evaluation,
@@ -28,51 +26,14 @@ from reco.evaluation import (
     choose_classnames,
     choose_templates,
     evaluate_dataset,
-    find_leaks,
     markdown_table,
-    read_predictions,
-    score_predictions,
     write_html,
     write_results,
 )
 from reco.evaluation.plan import read_plan, run_plan
 from reco.evaluation.texts import shipped_templates
 
-ROOT = Path(__file__).parents[2]
-CLIP = ROOT / "examples/icons/clip"
-CLASSES = 8
-Made = tuple[list[str], list[Picture]]
-
-
-@pytest.fixture(scope="module")
-def clip() -> reco.Clip:
-    return reco.Clip.load(CLIP)
-
-
-@pytest.fixture(scope="module")
-def drawn() -> list[Sample]:
-    samples = list(read_samples(sorted((ROOT / "examples/icons/data").glob("memory-*"))[0]))
-    concepts = list(dict.fromkeys(s.metadata["concept"] for s in samples))[:60]
-    return [s for s in samples if s.metadata["concept"] in concepts]
-
-
-@pytest.fixture(scope="module")
-def made(drawn: list[Sample]) -> Made:
-    return folders.pictures(drawn, CLASSES)
-
-
-@pytest.fixture(scope="module")
-def memory_path(tmp_path_factory: pytest.TempPathFactory, clip: reco.Clip, drawn: list[Sample]) -> Path:
-    path = tmp_path_factory.mktemp("memory") / "icons.reco"
-    pairs = embed(clip, drawn, progress=False)
-    with reco.Memory.create(path, dim=clip.dim, encoder=clip.fingerprint) as memory:
-        memory.add(pairs.images, pairs.texts, pairs.keys, pairs.captions, pairs.metadata)
-    return path
-
-
-@pytest.fixture
-def model(clip: reco.Clip, memory_path: Path) -> reco.Model:
-    return reco.Model(clip, reco.Memory.open(memory_path, read_only=True), reco.Fusion.mean(clip.dim))
+pytest_plugins = ("icon_fixtures",)
 
 
 def command(*arguments: object, ok: bool = True) -> str:
@@ -170,44 +131,6 @@ def test_retrieval_is_that_of_the_embeddings(tmp_path: Path, clip: reco.Clip, mo
     assert result.counts == {"images": 32, "captions": 96}
 
 
-# --- leaks -----------------------------------------------------------------------------------------------------------
-def test_leaks_are_found_left_out_and_counted(
-    tmp_path: Path, clip: reco.Clip, model: reco.Model, made: Made, drawn: list[Sample]
-) -> None:
-    """A memory with three of the test images, one of them twice: with them nothing else would be found."""
-    names, items = made
-    folders.class_folders(tmp_path / "data", names, items)
-    data = load_dataset("folder", tmp_path / "data")
-    embeddings = clip.encode_images(data.images)
-    path = tmp_path / "leaky.reco"
-    others = clip.encode_texts(["x", "y", "z", "w"])
-    with reco.Memory.create(path, clip.dim, clip.fingerprint) as memory:
-        memory.add(embeddings[[3, 7, 11, 3]], others, ["a", "b", "c", "again"], ["wrong"] * 4)
-        memory.add(-embeddings[:5], others[[0] * 5], [f"far {i}" for i in range(5)])
-        far = [f"far {i}" for i in range(5)]
-        leaks = find_leaks(memory, embeddings, data.images, 0.9999)
-        assert leaks.keys == ["a", "again", "b", "c"]
-        assert (leaks.same, leaks.pairs) == (leaks.images, 4)
-        assert {key for _, key, _ in leaks.examples} == set(leaks.keys)
-        assert dict((key, image) for image, key, _ in leaks.examples)["b"] == str(data.images[7])
-        assert find_leaks(memory, embeddings, data.images, None).keys == []
-        leaky = reco.Model(clip, memory, reco.Fusion.mean(clip.dim), k=3)
-        result = evaluate_dataset(leaky, data, Protocol(max_similarity=0.9999), progress=False)
-        want = leaky.refine_images(embeddings, exclude_keys=leaks.keys)
-        prompts = clip.encode_texts(reco.prompts(data.classnames, ["a photo of a {}"]))
-        texts = leaky.refine_texts(prompts, exclude_keys=leaks.keys)
-        assert result.reco.metrics == pytest.approx(reco.classify(want, texts, data.labels)[0], abs=1e-12)
-        assert all(key in far for case in result.cases for key, *_ in case.neighbors)
-
-
-def test_more_duplicates_than_one_search_finds(clip: reco.Clip, tmp_path: Path, drawn: list[Sample]) -> None:
-    row = clip.encode_texts(["a"])
-    with reco.Memory.create(tmp_path / "m", clip.dim) as memory:
-        memory.add(np.repeat(row, 300, 0), np.repeat(row, 300, 0), [str(i) for i in range(300)])
-        leaks = find_leaks(memory, row, [b""], 0.96)
-    assert (leaks.pairs, leaks.images, leaks.same) == (300, 1, 1)
-
-
 # --- prompts and names -----------------------------------------------------------------------------------------------
 def test_prompts_are_files_with_a_hash(tmp_path: Path) -> None:
     assert {"photo", "plain", "cub", "cars", "flowers", "dogs", "imagenet", "places365"} <= set(shipped_templates())
@@ -226,6 +149,14 @@ def test_prompts_are_files_with_a_hash(tmp_path: Path) -> None:
         choose_templates(str(tmp_path / "mine.txt"), "cub", [])
     with pytest.raises(reco.Error, match="expected a file or one of cars, .*, open_clip, clip_benchmark, got nothing"):
         choose_templates("nothing", "cub", [])
+
+
+def test_shipped_class_names() -> None:
+    flowers = choose_classnames("flowers", Classification("flowers", "test", [], [101], []))
+    assert len(set(flowers.lines)) == 102
+    assert (flowers.name, flowers.lines[20], len(flowers.hash)) == ("flowers", "fire lily", 12)
+    with pytest.raises(reco.Error, match="expected a file or one of flowers, open_clip, clip_benchmark, got weeds"):
+        choose_classnames("weeds", Classification("flowers", "test", [], [101], []))
 
 
 def test_class_names(tmp_path: Path, made: Made) -> None:
@@ -366,16 +297,6 @@ def test_the_page_needs_no_other_file(tmp_path: Path, model: reco.Model, made: M
     assert page.count('<div class="up"') >= len(gained)
 
 
-def test_oven_over_both_splits(tmp_path: Path, model: reco.Model, made: Made) -> None:
-    root = folders.oven(tmp_path, *made)
-    both = [
-        evaluate_dataset(model, load_dataset("oven", root, split=s), work=tmp_path / "w", progress=False)
-        for s in ("entity_val", "query_val")
-    ]
-    want = reco.harmonic_mean(*(e.reco.metrics["harmonic_mean"] for e in both))
-    assert f"- OVEN over both splits, CLIP + reco: {100 * want:.2f}" in markdown_table(both)
-
-
 # --- plans -----------------------------------------------------------------------------------------------------------
 def test_all_of_a_plan(tmp_path: Path, made: Made, memory_path: Path) -> None:
     folders.cub(tmp_path / "birds", *made)
@@ -392,31 +313,42 @@ def test_all_of_a_plan(tmp_path: Path, made: Made, memory_path: Path) -> None:
     [datasets.cub]
     root = "birds"
     prompts = "p.txt"
-    [datasets.mine]
+    [datasets.icons]
     dataset = "folder"
     root = "mine"
     """
     put(tmp_path / "plan.toml", plan)
     text = command("eval", "--all", tmp_path / "plan.toml", "--quiet")
     assert "cub (test)" in text
-    assert "mine (all)" in text
+    assert "icons (all)" in text
     assert "'{}, drawn'" in text
     table = (tmp_path / "results/results.md").read_text()
-    assert "| mine | all |" in table
+    assert "| icons | all |" in table
     assert "### Classification" in table
-    given = ("--root", tmp_path, "--out", tmp_path / "elsewhere", "--k", 3, "--average", "before", "--json")
+    given = ("--root", tmp_path, "--out", tmp_path / "elsewhere", "--k", 3, "--average", "before", "--confidence", 0.9)
     (tmp_path / "sub").mkdir()
     put(tmp_path / "sub/p.txt", "{}, drawn\n")
     (tmp_path / "plan.toml").rename(tmp_path / "sub/plan.toml")
-    records = json.loads(command("eval", "--all", tmp_path / "sub/plan.toml", *given, "--cache", tmp_path / "cache"))
+    records = json.loads(
+        command("eval", "--all", tmp_path / "sub/plan.toml", *given, "--json", "--cache", tmp_path / "cache")
+    )
     assert [r["reco"]["setup"]["k"] for r in records] == [3] * 4
     assert records[0]["reco"]["setup"]["average"] == "before"
+    assert records[0]["reco"]["setup"]["bootstrap"] == {"resamples": 200, "confidence": 0.9, "seed": 0}
     assert (tmp_path / "elsewhere/report.html").exists()
     assert "--split belongs into a section" in command("eval", "--all", "x.toml", "--split", "a", ok=False)
     (tmp_path / "sub/plan.toml").rename(tmp_path / "plan.toml")
     read = read_plan(tmp_path / "plan.toml")
     assert (read.k, read.jobs[0].protocol.resamples, read.jobs[1].protocol.prompts) == (5, 200, None)
     assert read.jobs[0].protocol.max_similarity is None
+
+
+def test_nothing_is_written_over(tmp_path: Path, made: Made, memory_path: Path) -> None:
+    folders.cub(tmp_path / "cub", *made)
+    sections = "[datasets.cub]\nroot = 'cub'\n[datasets.again]\ndataset = 'cub'\nroot = 'cub'\nprompts = 'photo'\n"
+    put(tmp_path / "plan.toml", f"model = '{CLIP}'\nmemory = '{memory_path}'\n{sections}")
+    with pytest.raises(reco.Error, match="expected each data set and split once, found cub, test twice"):
+        run_plan(read_plan(tmp_path / "plan.toml"), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -450,117 +382,3 @@ def test_all_that_is_missing_is_said_before_anything_is_encoded(tmp_path: Path, 
     wrong = command("eval", "--dataset", "cub", "--root", tmp_path / "a", *options, ok=False)
     assert wrong.startswith("Error: [datasets.cub] expected a folder, found nothing at")
     assert len(wrong.splitlines()) == 1
-
-
-# --- entities --------------------------------------------------------------------------------------------------------
-def published(reference: Path, predictions: Path) -> dict[str, float]:
-    """OVEN's definition: accuracy in percent of each split, rounded to two places, and their harmonic mean."""
-    answers = {r["data_id"]: r for r in map(json.loads, reference.read_text().splitlines())}
-    matches: dict[str, list[int]] = {}
-    for line in predictions.read_text().splitlines():
-        row = json.loads(line)
-        answer = answers[row["data_id"]]
-        matches.setdefault(answer["data_split"], []).append(int(answer["entity_id"] == row["pred_entity_id"]))
-    accuracy = {s.rpartition("_")[2]: round(100 * sum(m) / len(m), 2) for s, m in matches.items()}
-    harmonic = 2 / sum(1 / (a or 1e-12) for a in accuracy.values())
-    return accuracy | {"harmonic_mean": round(harmonic, 2)}
-
-
-def test_oven(tmp_path: Path, model: reco.Model, made: Made) -> None:
-    names, items = made
-    root = folders.oven(tmp_path, names, items, [f"thing {i}" for i in range(60)] + [names[0]])
-    data = load_dataset("oven", root)
-    result = evaluate_dataset(model, data, work=tmp_path / "work", progress=False)
-    assert result.counts == {"images": 48, "candidates": CLASSES + 61}
-    for system in ("clip", "reco"):
-        file = tmp_path / f"work/oven-entity_val-{system}.predictions.jsonl"
-        metrics = getattr(result, system).metrics
-        want = published(root / "oven_entity_val.jsonl", file)
-        assert {name: round(100 * value, 2) for name, value in metrics.items()} == pytest.approx(want, abs=0.011)
-        assert {n: round(100 * metrics[n], 2) for n in ("seen", "unseen")} == {n: want[n] for n in ("seen", "unseen")}
-        assert score_predictions(data, read_predictions(file)) == metrics
-    assert 0.2 < result.clip.metrics["seen"] < 1
-    # Against a plain product with all candidates.
-    titles = [json.loads(line) for line in data.names.read_text().splitlines()]
-    prompts = [f"a photo of {row['wikipedia_title']}" for row in titles]
-    keys = result.leaks.keys
-    queries = model.refine_images(model.clip.encode_images(data.images), exclude_keys=keys)
-    candidates = model.refine_texts(model.clip.encode_texts(prompts), exclude_keys=keys)
-    best = (queries @ candidates.T).argmax(1)
-    found = read_predictions(tmp_path / "work/oven-entity_val-reco.predictions.jsonl")
-    by_title = {row["wikidata_id"]: row["wikipedia_title"] for row in titles}
-    same = [titles[b]["wikipedia_title"] == by_title[found[i]] for b, i in zip(best, data.data_ids, strict=True)]
-    assert np.mean(same) > 0.95, "the index holds rows in half precision"
-
-
-def test_oven_goes_on_where_it_was(
-    tmp_path: Path, model: reco.Model, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from reco.evaluation import entities
-
-    names, items = made
-    root = folders.oven(tmp_path, names, items, [f"thing {i}" for i in range(60)])
-    data = load_dataset("oven", root)
-    whole = evaluate_dataset(model, data, work=tmp_path / "whole", progress=False)
-    monkeypatch.setattr(entities, "_NAMES", 16)
-    encoded: list[int] = []
-    encode = entities._encode
-
-    def interrupted(run: Any, templates: Any, leaks: Any, titles: list[str]) -> Any:
-        if len(encoded) == 2:
-            raise KeyboardInterrupt
-        encoded.append(len(titles))
-        return encode(run, templates, leaks, titles)
-
-    monkeypatch.setattr(entities, "_encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_dataset(model, data, work=tmp_path / "work", progress=False)
-    encoded[:] = [0]
-
-    def counted(run: Any, templates: Any, leaks: Any, titles: list[str]) -> Any:
-        encoded.append(len(titles))
-        return encode(run, templates, leaks, titles)
-
-    monkeypatch.setattr(entities, "_encode", counted)
-    result = evaluate_dataset(model, data, work=tmp_path / "work", progress=False)
-    assert sum(encoded) == CLASSES + 60 - 32
-    assert (result.clip, result.reco) == (whole.clip, whole.reco)
-    encoded.clear()
-    evaluate_dataset(model, data, work=tmp_path / "work", progress=False)
-    assert not encoded, "a second run finds the index"
-
-
-def test_oven_with_an_index_and_doubled_names(
-    tmp_path: Path, model: reco.Model, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from reco.evaluation import entities
-
-    monkeypatch.setattr(entities, "_INDEXED", 50)
-    monkeypatch.setattr(entities, "_INDEX", "HNSW16")
-    root = folders.oven(tmp_path, *made, [f"thing {i}" for i in range(2000)])
-    names = root / "Wiki6M_ver_1_0_title_only.jsonl"
-    put(names, names.read_text() + names.read_text()[:200].rpartition("\n")[0] + "\n")
-    result = evaluate_dataset(model, load_dataset("oven", root), work=tmp_path / "work", progress=False)
-    assert result.counts["candidates"] == CLASSES + 2000, "an id counts once"
-    [index] = (tmp_path / "work").glob("names-*.reco")
-    with reco.Memory.open(index, read_only=True) as memory:
-        assert memory.info()["indexes"]
-    monkeypatch.setattr(entities, "_INDEXED", 1 << 30)
-    exact = evaluate_dataset(model, load_dataset("oven", root), work=tmp_path / "exact", progress=False)
-    assert exact.counts == result.counts
-    a, b = (read_predictions(tmp_path / f"{d}/oven-entity_val-reco.predictions.jsonl") for d in ("work", "exact"))
-    chosen = result.setup["candidates"]
-    assert all(chosen[system]["recall"] >= 0.99 for system in chosen)
-    assert np.mean([a[i] == b[i] for i in a]) > 0.95
-
-
-def test_oven_without_answers(tmp_path: Path, model: reco.Model, made: Made) -> None:
-    root = folders.oven(tmp_path, *made)
-    data = load_dataset("oven", root, split="entity_test")
-    result = evaluate_dataset(model, data, work=tmp_path / "work", progress=False)
-    assert result.reco.metrics == {}
-    assert len(read_predictions(tmp_path / "work/oven-entity_test-reco.predictions.jsonl")) == len(data.images)
-    with pytest.raises(reco.Error, match="entity_test has no answers"):
-        score_predictions(data, {})
-    with pytest.raises(reco.Error, match="expected predictions of all 48 questions, found none of oven_entity_val_0"):
-        score_predictions(load_dataset("oven", root), {})

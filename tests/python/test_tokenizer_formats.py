@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gzip
 import html
+import importlib.util
 import json
 import random
 import shutil
 import string
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ class SimpleTokenizer:
         self.merged = cache(self.merge)
 
     def clean(self, text: str) -> str:
-        text = ftfy.fix_text(text, fix_encoding=False)
+        text = ftfy.fix_text(text)
         text = html.unescape(html.unescape(text)).strip()
         if self.clean_up == "canonicalize":
             text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower()
@@ -135,21 +137,90 @@ def test_every_reference_of_html(tmp_path: Path) -> None:
             assert tokenizer.encode(text, MAX) == reference(text), text
 
 
-def test_what_wrong_encodings_become(tmp_path: Path) -> None:
-    """The one repair of ftfy that is not made; it changes nothing else, so most texts are as open_clip has them."""
-    assert ftfy.fix_text("cafÃ©") == "café"
-    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, {}))
-    assert tokenizer.encode("cafÃ©") == tokenizer.encode("caf&Atilde;&copy;") != tokenizer.encode("café")
-    usual = [
-        "Café Zürich, naïve coöperation — “quotes” & ‘apostrophes’… ½ price: 5 €",
-        "Привет, мир",
-        "東京タワー",
-        *EMOJI,
-    ]
+# What ftfy looks for: Python's names of encodings of one byte a character.
+ENCODINGS = ["latin-1", "cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1257", "iso-8859-2", "mac-roman", "cp437"]
+WRITTEN = ["Café Zürich, naïve coöperation — “quotes” & ‘apostrophes’… ½ price: 5 €", "Привет, мир", "東京タワー",
+           "à quele às voilà déjà à", "Ελληνικά Άλφα", "عربى مرحبا", "Łódź žluťoučký kůň", "Ā š ģ ķ", "हिन्दी தமிழ்",
+           "¿Qué? ¡Sí! ©®™", "a\xa0b\xa0c Š Π Р ٠", "👍🏽 한국어", "\x00 x"]  # fmt: skip
+
+
+def misread(text: str, rng: random.Random) -> str:
+    """Write it as UTF-8, or as old Java and Oracle do, and read that in another encoding, as browsers have it."""
+    encoding = rng.choice(ENCODINGS)
+    data = text.encode()
+    if rng.random() < 0.2:
+        halves = map(chr, np.frombuffer(text.encode("utf-16-le"), "<u2").tolist())
+        data = "".join(halves).encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
+    return "".join(bytes([b]).decode(encoding, "ignore") or chr(b) for b in data)
+
+
+def mangled(rng: random.Random) -> str:
+    """Misread once to three times; then some of it is lost, and other text stands around it."""
+    text = " ".join(rng.sample(WRITTEN, rng.randint(1, 3)))
+    text = text[rng.randint(0, 9) :][: rng.randint(1, 40)] if rng.random() < 0.5 else text
+    for _ in range(rng.randint(1, 3)):
+        text = misread(text, rng)
+    points = list(text)
+    for _ in range(rng.randint(0, 4) if points and rng.random() < 0.5 else 0):
+        points[rng.randrange(len(points))] = rng.choice(["\ufffd", "?", " ", "\x1a", "a", "é", "\x9d", "Ф", "°", "├"])
+    text = "".join(points)
+    text = text.replace("\xa0", " ") if rng.random() < 0.3 else text
+    return rng.choice(["", "x ", "東 ", "Ж", "\n", "Ã "]) + text + rng.choice(["", " y", "東", "\n", " &amp;"])
+
+
+def is_assigned(text: str) -> bool:
+    """Whether what ftfy makes of it are characters whose class does not depend on the version of Unicode."""
+    return "Cn" not in map(unicodedata.category, ftfy.fix_text(text))
+
+
+def test_what_was_read_in_a_wrong_encoding(tmp_path: Path) -> None:
+    """Ids are those of the text that was meant, where ftfy finds it, and of what it makes of it where it does not."""
+    tokenizer, rng = reco.Tokenizer.load(open_clip_folder(tmp_path, {})), random.Random(5)
+    assert tokenizer.encode("cafÃ©") == tokenizer.encode("caf&Atilde;&copy;") == tokenizer.encode("café")
     reference = SimpleTokenizer("<start_of_text>", "<end_of_text>")
-    for text in usual:
+    texts = [mangled(rng) for _ in range(6000)]
+    alphabet = [chr(c) for c in range(0x80, 0x2600) if any(chr(c).encode(e, "ignore") for e in ENCODINGS)]
+    texts += ["".join(rng.choices(alphabet + list("ab Z1.,\n?\x1a_"), k=rng.randint(1, 12))) for _ in range(9000)]
+    assert sum(ftfy.fix_encoding(text) != text for text in texts) > 4000
+    for text in filter(is_assigned, texts):
+        assert tokenizer.encode(text, MAX) == reference(text), ascii(text)
+
+
+def test_usual_text_is_not_taken_for_misread(tmp_path: Path) -> None:
+    tokenizer = reco.Tokenizer.load(open_clip_folder(tmp_path, {}))
+    reference = SimpleTokenizer("<start_of_text>", "<end_of_text>")
+    for text in [*WRITTEN, *EMOJI]:
         assert ftfy.fix_encoding(text) == text
         assert tokenizer.encode(text) == reference(text)
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_open_clips_own_tokenizer(texts: list[str], clean: str, tmp_path: Path) -> None:
+    """The class itself, with the vocabulary that comes with it; its package would ask for torchvision."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("open_clip is not installed")
+    folder = Path(package.submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", folder / "tokenizer.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    reference = module.SimpleTokenizer(clean=clean)
+    shutil.copy(folder / "bpe_simple_vocab_16e6.txt.gz", tmp_path)
+    model = {"text_cfg": {"tokenizer_kwargs": {"clean": clean}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    tokenizer = reco.Tokenizer.load(tmp_path)
+    assert (len(tokenizer), tokenizer.start_id, tokenizer.end_id) == (
+        reference.vocab_size,
+        reference.sot_token_id,
+        reference.eot_token_id,
+    )
+    rng = random.Random(8)
+    chosen = [*(texts if clean == "lower" else texts[::9]), *filter(is_assigned, (mangled(rng) for _ in range(1000)))]
+    found = [tokenizer.encode(text, MAX)[1:-1] for text in chosen]
+    for text, ids in zip(chosen, found, strict=True):
+        assert ids == reference.encode(text), ascii(text)
+    np.testing.assert_array_equal(tokenizer(chosen[-3000:]), reference(chosen[-3000:]).numpy())
 
 
 def test_openai(texts: list[str], tmp_path: Path) -> None:

@@ -23,8 +23,30 @@ from reco.cli.options import (
 from reco.cli.train import train_command
 
 
+def print_cmake_dir(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Print the folder of recoConfig.cmake, which pip installs beside this package."""
+    if not wanted:
+        return
+    folder = Path(__file__).parents[1] / "lib/cmake/reco"
+    if not (folder / "recoConfig.cmake").is_file():
+        raise click.ClickException(
+            f"no C++ library in {folder}: pip install puts it there, and "
+            "cmake --install BUILD --component cpp --prefix PREFIX anywhere else"
+        )
+    click.echo(folder)
+    ctx.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads to use; all cores by default.")
+@click.option(
+    "--cmake-dir",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_cmake_dir,
+    help="Print the folder for -Dreco_DIR of C++ projects and exit.",
+)
 @click.version_option(package_name="reco-clip")
 def main(threads: int | None) -> None:
     """Make a frozen CLIP model better by letting it look things up."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def parse_similarity(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option("--label", help="Column of a table that holds the classes ('labelled').")
 @click.option("--image-column", help="Column of a table that holds the images' paths.")
 @click.option("--prompts", help="Templates: a shipped file's name, a path, open_clip or clip_benchmark.")
-@click.option("--classnames", help="A file, open_clip or clip_benchmark; the data set's own without it.")
+@click.option("--classnames", help="A file, flowers, open_clip or clip_benchmark; the data set's own without it.")
 @click.option(
     "--average",
     type=click.Choice(["after", "before"]),
@@ -59,6 +60,7 @@ def parse_similarity(ctx: click.Context, param: click.Parameter, value: str | No
     help="Leave out pairs of the memory whose image is nearer than this to a test image; none: leave all in.",
 )
 @click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--confidence", default=0.95, show_default=True, help="Of the intervals: above 0 and below 1.")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap and of the cases shown.")
 @click.option("--cache", type=FOLDER, help="Folder for embeddings; ~/.cache/reco by default.")
 @click.option("--out", type=FOLDER, help="Folder for JSON files, results.md and an HTML report.")
@@ -113,9 +115,7 @@ def plan_of(options: dict[str, Any]) -> Plan:
 
     if missing:
         raise click.UsageError(f"expected {', '.join(missing)}, or --all with a file that names them")
-    protocol = Protocol(
-        **{name: options[name] for name in ("prompts", "classnames", "average", "max_similarity", "resamples", "seed")}
-    )
+    protocol = Protocol(**{field.name: options[field.name] for field in fields(Protocol)})
     given = {name: options[name] for name in ("root", *OF_ONE)}
     job = Job(**given, protocol=protocol)
 

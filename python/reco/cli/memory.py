@@ -79,14 +79,10 @@ def remove(path: Path, keys: tuple[str, ...], as_json: bool) -> None:
 @quiet_option
 def optimize(path: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Build an index over the memory at PATH, so that searches are fast."""
-    from tqdm import tqdm
-
     import reco
-    from reco.embedding import report_to
 
-    bar = tqdm(unit=" rows", desc="optimize", disable=None if not quiet else True, leave=False, unit_scale=True)
-    with bar, reco.Memory.open(path) as store:
-        indexes = store.optimize(progress=report_to(bar), **options)
+    with reco.Memory.open(path) as store:
+        indexes = store.optimize(progress=not quiet, **options)
     if as_json:
         show({"indexes": indexes}, as_json)
         return

@@ -13,6 +13,7 @@ from reco.datasets.collection import Collection, Fault, Sample, read_samples
 
 __all__ = [
     "DATASETS",
+    "OWN",
     "Classification",
     "Collection",
     "Dataset",
@@ -40,6 +41,9 @@ DATASETS: dict[str, Callable[[Path, Options], Dataset]] = {
     "captioned": generic.load_captioned,
     "webdataset": generic.load_webdataset,
 }
+
+#: Those among them that are one's own, and are called what their folder or file is called.
+OWN = ("folder", "labelled", "captioned", "webdataset")
 
 
 def load_dataset(

@@ -7,12 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from reco._core import Error
 
 _SHOWN = 5  # names in a message
+_TRIED = 20  # files that tell where the others lie
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Slice:
     name: str
 
 
-Image: TypeAlias = "Path | Slice | bytes"
+Image: TypeAlias = Path | Slice | bytes
 
 
 def image_name(image: Image) -> str:
@@ -136,18 +139,18 @@ class Options:
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
-def find_folder(name: str, root: Path, inner: Iterable[str], marks: Sequence[str], advice: str) -> Path:
+def find_folder(name: str, root: Path, inner: Sequence[str], marks: Sequence[str], advice: str) -> Path:
     """`root`, or the first folder `inner` of it, that holds any of the files `marks`."""
-    places = [root, *(root / folder for folder in inner)]
-    for place in places:
+    for place in (root, *(root / folder for folder in inner)):
         if any((place / mark).exists() for mark in marks):
             return place
     if not root.is_dir():
-        raise Error(f"[datasets.{name}] expected a folder, found nothing at {root}")
+        raise Error(f"[datasets.{name}] expected a folder, found {'a file' if root.exists() else 'nothing'} at {root}")
     found = sorted(p.name for p in root.iterdir())
     listed = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    files = dict.fromkeys(mark.rpartition("/")[2] for mark in marks)
     raise Error(
-        f"[datasets.{name}] expected {' or '.join(marks)} in {' or '.join(map(str, places))}, found "
+        f"[datasets.{name}] expected {' or '.join(files)} in {root}, or in {' or '.join(inner)} there, found "
         f"{listed or 'an empty folder'}; {advice}"
     )
 
@@ -158,6 +161,12 @@ def find_file(name: str, folder: Path, choices: Sequence[str], advice: str) -> P
     if found is None:
         raise Error(f"[datasets.{name}] expected {' or '.join(choices)} in {folder}, found none; {advice}")
     return found
+
+
+def find_place(places: Sequence[Path], files: Iterable[str]) -> Path:
+    """The first of the folders that has most of the first few files."""
+    some = list(islice(files, _TRIED))
+    return max(places, key=lambda place: sum((place / file).is_file() for file in some))
 
 
 def check_split(name: str, given: str | None, splits: Sequence[str]) -> str:
@@ -208,6 +217,12 @@ def distinct(classnames: Sequence[str]) -> list[str]:
     """A note where classes share a name: a prompt cannot tell them apart."""
     shared = [name for name, count in Counter(classnames).items() if count > 1]
     return [f"{len(shared)} class names stand for several classes, such as {shared[0]}"] if shared else []
+
+
+def shipped_classnames() -> dict[str, list[str]]:
+    """The files of class names that come with reco, by name: a class a line."""
+    folder = resources.files("reco.datasets") / "classnames"
+    return {file.name.removesuffix(".txt"): file.read_text("utf-8").splitlines() for file in folder.iterdir()}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,13 @@ class Collection:
         self._sources = [s for s in every if not (self._whole and isinstance(s, Tar)) or s in mine]
 
     def read(self, start: Position = (0, 0)) -> Iterator[tuple[Position, Sample | Fault]]:
-        """Samples and what cannot be read, each with the position behind it, where a later read() may go on."""
+        """Samples and what cannot be read, each with the position behind it, where a later read() may go on.
+
+        Parameters
+        ----------
+        start : (int, int)
+            A position that an earlier read() gave; the beginning if not given.
+        """
         for number in range(start[0], len(self._sources)):
             source = self._sources[number]
             first = start[1] if number == start[0] else 0
@@ -97,6 +103,10 @@ def _open(
 
 def read_samples(*sources: str | Path) -> Iterator[Sample]:
     """Read pairs from folders, tables and WebDataset shards (see Collection), in a fixed order.
+
+    Parameters
+    ----------
+    *sources : str or Path
 
     Raises
     ------

@@ -19,11 +19,12 @@ from reco.datasets.benchmark import (
     distinct,
     find_file,
     find_folder,
+    find_place,
     read_json,
     read_mat,
     read_pairs,
+    shipped_classnames,
 )
-from reco.datasets.flower_names import FLOWER_NAMES
 
 
 def load_cars(root: Path, options: Options) -> Classification:
@@ -47,7 +48,8 @@ def load_cars(root: Path, options: Options) -> Classification:
     files, labels = checked(
         "cars", file, lambda: ([str(r["fname"]) for r in rows], [int(r["class"]) - 1 for r in rows])
     )
-    images = [folder / f"cars_{split}" / name for name in files]
+    place = find_place([folder / f"cars_{split}", folder / f"cars_{split}/cars_{split}"], files)  # the latter: Kaggle
+    images = [place / name for name in files]
     check_images("cars", images, f"unpack cars_{split}.tgz in {folder}")
     check_labels("cars", labels, names, file)
     counts = {"images": len(images), "classes": len(names)}
@@ -95,7 +97,7 @@ def load_flowers(root: Path, options: Options) -> Classification:
     """Oxford Flowers-102 (Nilsback and Zisserman 2008): imagelabels.mat, setid.mat, jpg/; the test split is `tstid`.
 
     At `root` or in flowers-102/ (torchvision's name). The data has no names: cat_to_name.json beside it counts where it
-    is there, else the names on the data set's page.
+    is there, else the names on the data set's page, which come with reco (classnames/flowers.txt).
     """
     split = check_split("flowers", options.split, tuple(_FLOWER_SPLITS))
     advice = "put imagelabels.mat and setid.mat there and unpack 102flowers.tgz beside them"
@@ -128,7 +130,7 @@ def _check_flowers(labels: list[int], names: list[str], table: Path, images: int
 def _flower_names(folder: Path) -> list[str]:
     file = folder / "cat_to_name.json"
     if not file.is_file():
-        return list(FLOWER_NAMES)
+        return shipped_classnames()["flowers"]
     content = read_json("flowers", file)
     return list(checked("flowers", file, lambda: [str(content[str(i)]) for i in range(1, len(content) + 1)]))
 

@@ -52,7 +52,7 @@ def load_folder(root: Path, options: Options) -> Classification:
 
 def _name(root: Path) -> str:
     path = root.resolve()
-    return path.stem if path.is_file() else path.name
+    return path.name.partition(".")[0] if path.is_file() else path.name
 
 
 # --- tables and captioned collections --------------------------------------------------------------------------------

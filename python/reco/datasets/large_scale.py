@@ -32,6 +32,8 @@ from reco.datasets.sources import IMAGE_SUFFIXES
 _WNID = re.compile(r"n\d{8}$")
 _FLAT = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$")
 _DEVKIT = ("ILSVRC2012_devkit_t12/data", "data", "devkit/data", "../ILSVRC2012_devkit_t12/data", "../data")
+_PLACES = ("val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val")
+_SOLUTION = "LOC_val_solution.csv"
 _NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "imagenet_class_index.json")
 
 
@@ -41,21 +43,22 @@ def load_imagenet(root: Path, options: Options) -> Classification:
     The images lie at `root`, in val/ or in ILSVRC2012_img_val/. Classes are the sorted synsets, as everybody's models
     have them. Names come from the devkit (ILSVRC2012_devkit_t12/data/meta.mat), LOC_synset_mapping.txt (Kaggle),
     synset_words.txt (Caffe) or imagenet_class_index.json (Keras); the first synonym is the name. Files in one folder
-    need the devkit: its ILSVRC2012_IDs are not the sorted synsets' numbers.
+    need the devkit, whose ILSVRC2012_IDs are not the sorted synsets' numbers, or Kaggle's LOC_val_solution.csv.
     """
     split = check_split("imagenet", options.split, ("val",))
     if not root.is_dir():
-        raise Error(f"[datasets.imagenet] expected a folder, found nothing at {root}")
-    places = (root, root / "val", root / "ILSVRC2012_img_val", root / "ILSVRC/Data/CLS-LOC/val")
-    for place in places:
+        raise Error(
+            f"[datasets.imagenet] expected a folder, found {'a file' if root.exists() else 'nothing'} at {root}"
+        )
+    for place in (root, *(root / inner for inner in _PLACES)):
         names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
         wnids = [name for name in names if _WNID.match(name)]
         flat = [name for name in names if _FLAT.match(name)]
         if wnids or flat:
             return _folders(root, place, wnids, split) if wnids else _flat(root, place, flat, split)
     raise Error(
-        f"[datasets.imagenet] expected folders named as n01440764 or files as ILSVRC2012_val_00000001.JPEG in "
-        f"{' or '.join(map(str, places))}, found none; unpack ILSVRC2012_img_val.tar there"
+        f"[datasets.imagenet] expected folders named as n01440764 or files as ILSVRC2012_val_00000001.JPEG in {root}, "
+        f"or in {' or '.join(_PLACES)} there, found none; unpack ILSVRC2012_img_val.tar there"
     )
 
 
@@ -70,22 +73,44 @@ def _folders(root: Path, place: Path, wnids: list[str], split: str) -> Classific
 
 
 def _flat(root: Path, place: Path, files: list[str], split: str) -> Classification:
-    advice = "files in one folder need ILSVRC2012_devkit_t12.tar.gz unpacked beside them"
+    """The synset of each file is what the devkit or Kaggle's table says."""
+    solution = next((d / _SOLUTION for d in (root, root.parent, place) if (d / _SOLUTION).is_file()), None)
+    table, known, wnids = _kaggle(solution) if solution else _devkit(root, place)
+    images = [place / f"{name}.JPEG" for name in known]
+    check_images("imagenet", images, f"unpack ILSVRC2012_img_val.tar in {place}")
+    if len(files) > len(known):
+        raise Error(
+            f"[datasets.imagenet] expected a line for every image in {table}, found {len(known)} lines and "
+            f"{len(files)} images in {place}"
+        )
+    number_of = {wnid: i for i, wnid in enumerate(wnids)}
+    labels = [number_of.get(wnid, -1) for wnid in known.values()]
+    check_labels("imagenet", labels, wnids, table)
+    return _imagenet(root, split, images, labels, wnids)
+
+
+def _devkit(root: Path, place: Path) -> tuple[Path, dict[str, str], list[str]]:
+    """The table of answers, synsets by file, all synsets in order; an unknown ILSVRC2012_ID gives ''."""
+    advice = f"files in one folder need ILSVRC2012_devkit_t12.tar.gz unpacked in {root}, or {_SOLUTION} (Kaggle)"
     folder = find_folder("imagenet", root, _DEVKIT, ("meta.mat",), advice)
     synsets = _synsets(folder / "meta.mat")
     truth = find_file("imagenet", folder, ("ILSVRC2012_validation_ground_truth.txt",), advice)
     ids = [read_number("imagenet", line, truth) for line in read_lines("imagenet", truth)]
-    wnids = sorted(wnid for wnid, _ in synsets.values())
-    number_of = {wnid: i for i, wnid in enumerate(wnids)}
-    if int(files[-1][15:23]) > len(ids):
-        raise Error(
-            f"[datasets.imagenet] expected a line for every image in {truth}, found {len(ids)} lines and {files[-1]}"
-        )
-    images = [place / f"ILSVRC2012_val_{i:08}.JPEG" for i in range(1, len(ids) + 1)]
-    check_images("imagenet", images, f"unpack ILSVRC2012_img_val.tar in {place}")
-    labels = [number_of[synsets[i][0]] if i in synsets else -1 for i in ids]
-    check_labels("imagenet", labels, wnids, truth)
-    return _imagenet(root, split, images, labels, wnids)
+    known = {f"ILSVRC2012_val_{i:08}": synsets.get(number, ("", ""))[0] for i, number in enumerate(ids, 1)}
+    return truth, known, sorted(wnid for wnid, _ in synsets.values())
+
+
+def _kaggle(table: Path) -> tuple[Path, dict[str, str], list[str]]:
+    """The same from lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272` below a header."""
+    known = {}
+    for line in read_lines("imagenet", table)[1:]:
+        name, _, boxes = line.partition(",")
+        if not (_FLAT.match(f"{name}.JPEG") and _WNID.match(boxes.partition(" ")[0])):
+            raise Error(
+                f"[datasets.imagenet] expected ILSVRC2012_val_00000001,n01440764 1 2 3 4, found {line!r} in {table}"
+            )
+        known[name] = boxes.partition(" ")[0]
+    return table, dict(sorted(known.items())), sorted(set(known.values()))
 
 
 def _imagenet(root: Path, split: str, images: list[Path], labels: list[int], wnids: list[str]) -> Classification:

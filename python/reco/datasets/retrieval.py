@@ -16,6 +16,7 @@ from reco.datasets.benchmark import (
     checked,
     find_file,
     find_folder,
+    find_place,
     read_json,
     read_lines,
     read_text,
@@ -30,8 +31,7 @@ def _retrieval(
     """Images may lie in any of `places`."""
     if not found:
         raise Error(f"[datasets.{name}] expected images of the split {split}, found none; {advice}")
-    first = next(iter(found))
-    place = next((p for p in places if (p / first).is_file()), places[0])
+    place = find_place(places, found)
     images = [place / file for file in found]
     check_images(name, images, advice)
     empty = next((file for file, captions in found.items() if not captions), None)
@@ -58,28 +58,36 @@ def _karpathy(name: str, file: Path, split: str) -> Captions:
 
 
 # --- MS-COCO ---------------------------------------------------------------------------------------------------------
-def load_coco(root: Path, options: Options) -> Retrieval:
-    """MS-COCO captions: Karpathy's dataset_coco.json, or captions_val2014.json; images in val2014/ (and train2014/).
+_COCO = {
+    "test": {"images": 5000, "captions": 25010},
+    "val": {"images": 5000, "captions": 25010},
+    "train": {"images": 113287, "captions": 566747},
+    "val2014": {"images": 40504, "captions": 202654},
+}
 
-    The split `test` is Karpathy's 5,000 images with all their 25,010 captions; without his file only `val2014`, all of
-    captions_val2014.json, can be had.
+
+def load_coco(root: Path, options: Options) -> Retrieval:
+    """MS-COCO captions: Karpathy's dataset_coco.json, or a file of COCO's own form; images in val2014/, train2014/.
+
+    The split `test` is Karpathy's 5,000 images with all their 25,010 captions, from his file or from CLIP_benchmark's
+    coco_test_karpathy.json. captions_val2014.json has no splits: `val2014` is all of it.
     """
     split = check_split("coco", options.split, ("test", "val", "train", "val2014"))
-    advice = "unpack val2014.zip and put dataset_coco.json (Karpathy) there"
-    places = ("", "annotations/", "karpathy/")
-    marks = ["captions_val2014.json"] if split == "val2014" else ["dataset_coco.json"]
-    folder = find_folder("coco", root, ("coco", "images"), [p + m for m in marks for p in places], advice)
-    file = find_file("coco", folder, [p + m for m in marks for p in places], advice)
-    images = [folder, folder / "images", folder / "val2014", folder / "images/val2014"]
-    if split == "val2014":
-        published = {"images": 40504, "captions": 202654}
-        return _retrieval("coco", split, images[2:] + images[:2], _official(file), published, advice)
-    published = {"test": {"images": 5000, "captions": 25010}, "val": {"images": 5000, "captions": 25010}}.get(split, {})
-    return _retrieval("coco", split, images, _karpathy("coco", file, split), published, advice)
+    advice = "unpack val2014.zip and put dataset_coco.json (Karpathy) or coco_test_karpathy.json (CLIP_benchmark) there"
+    files = ["captions_val2014.json"] if split == "val2014" else ["dataset_coco.json", f"coco_{split}_karpathy.json"]
+    marks = [place + file for file in files for place in ("", "annotations/", "karpathy/")]
+    folder = find_folder("coco", root, ("coco", "images"), marks, advice)
+    file = find_file("coco", folder, marks, advice)
+    inner = ["train2014" if split == "train" else "val2014", "", "images", "images/val2014", "images/train2014"]
+    if file.name == "dataset_coco.json":  # its paths have the inner folder
+        found, inner = _karpathy("coco", file, split), ["", "images", *inner]
+    else:
+        found = _official(file)
+    return _retrieval("coco", split, [folder / place for place in inner], found, _COCO[split], advice)
 
 
 def _official(file: Path) -> Captions:
-    """Captions of COCO's own file, by file name, in the order of the images."""
+    """Captions of a file in COCO's own form, by file name, in the order of the images."""
     content = read_json("coco", file)
 
     def take() -> Captions:
@@ -92,30 +100,53 @@ def _official(file: Path) -> Captions:
 
 
 # --- Flickr30k -------------------------------------------------------------------------------------------------------
+_FLICKR30K = {
+    "test": {"images": 1000, "captions": 5000},
+    "val": {"images": 1014, "captions": 5070},
+    "train": {"images": 29000, "captions": 145000},
+    "all": {"images": 31783, "captions": 158915},
+}
+
+
 def load_flickr30k(root: Path, options: Options) -> Retrieval:
     """Flickr30k: Karpathy's dataset_flickr30k.json, or results_20130124.token; images in flickr30k-images/.
 
-    The token file has no splits: `test` then needs a test.txt with an image name or number a line, and `all` is every
-    image in it.
+    CLIP_benchmark's flickr30k_test_karpathy.txt will do as well. The token file has no splits: `test` then needs a
+    test.txt with an image name or number a line, and `all` is every image in it.
     """
     split = check_split("flickr30k", options.split, ("test", "val", "train", "all"))
     advice = "put dataset_flickr30k.json (Karpathy) and the folder flickr30k-images there"
-    marks = ("dataset_flickr30k.json", "results_20130124.token")
+    json, listed, token = "dataset_flickr30k.json", f"flickr30k_{split}_karpathy.txt", "results_20130124.token"
+    marks = (token,) if split == "all" else (json, listed, token)
     folder = find_folder("flickr30k", root, ("flickr30k",), marks, advice)
-    file = find_file("flickr30k", folder, marks[::-1] if split == "all" else marks, advice)
-    if file.suffix == ".json":
-        found = _karpathy("flickr30k", file, split)
-    else:
-        found = _tokens(file)
-        if split != "all":
-            listed = find_file("flickr30k", folder, (f"{split}.txt",), f"{file.name} has no splits; {advice}")
-            wanted = [n if n.endswith(".jpg") else f"{n}.jpg" for n in read_lines("flickr30k", listed)]
-            found = {name: found.get(name, []) for name in wanted}
+    file = find_file("flickr30k", folder, marks, advice)
+    readers = {json: lambda: _karpathy("flickr30k", file, split), listed: lambda: _lines_of(file)}
+    found = readers.get(file.name, lambda: _tokens_of(folder, file, split, advice))()
     images = [folder / name for name in ("flickr30k-images", "flickr30k_images", "images", "Images", "")]
-    published = {"test": {"images": 1000, "captions": 5000}, "all": {"images": 31783, "captions": 158915}}.get(
-        split, {}
-    )
-    return _retrieval("flickr30k", split, images, found, published, advice)
+    return _retrieval("flickr30k", split, images, found, _FLICKR30K[split], advice)
+
+
+def _lines_of(file: Path) -> Captions:
+    """Captions of lines such as `1000092795.jpg,Two young guys ...` below a header."""
+    captions: Captions = {}
+    for number, line in enumerate(read_text("flickr30k", file).split("\n")[1:], 2):
+        if not line.strip():
+            continue
+        name, found, caption = line.partition(".jpg,")
+        if not found:
+            raise _malformed(file, number, line, "NAME.jpg, a comma and a caption")
+        captions.setdefault(f"{name}.jpg", []).append(caption.strip())
+    return captions
+
+
+def _tokens_of(folder: Path, file: Path, split: str, advice: str) -> Captions:
+    """All of the token file, or the images that test.txt and the like name."""
+    found = _tokens(file)
+    if split == "all":
+        return found
+    listed = find_file("flickr30k", folder, (f"{split}.txt",), f"{file.name} has no splits; {advice}")
+    wanted = [name if name.endswith(".jpg") else f"{name}.jpg" for name in read_lines("flickr30k", listed)]
+    return {name: found.get(name, []) for name in wanted}
 
 
 def _tokens(file: Path) -> Captions:
@@ -127,9 +158,10 @@ def _tokens(file: Path) -> Captions:
         name, tab, caption = line.partition("\t")
         image, hash_sign, _ = name.rpartition("#")
         if not (tab and hash_sign and image):
-            raise Error(
-                f"[datasets.flickr30k] expected NAME.jpg#0, a tab and a caption, found {line[:40]!r} as line "
-                f"{number} of {file}"
-            )
+            raise _malformed(file, number, line, "NAME.jpg#0, a tab and a caption")
         captions.setdefault(image, []).append(caption.strip())
     return captions
+
+
+def _malformed(file: Path, number: int, line: str, expected: str) -> Error:
+    return Error(f"[datasets.flickr30k] expected {expected}, found {line[:40]!r} as line {number} of {file}")

@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol
 
 from reco._core import Error
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+# The first four are read by the library, the others by PIL.
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -52,7 +53,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample, or a source's rest, that cannot be read."""
+    """A sample, or a source's rest, that cannot be read.
+
+    Attributes
+    ----------
+    key : str
+        Of the sample.
+    path : str
+        The file, where it is known.
+    error : str
+        What is wrong with it.
+    """
 
     key: str
     path: str
@@ -115,7 +126,7 @@ class Folder:
             self._count += 1
         self._fingerprint = _digest("folder", names.hexdigest())
         if not self._count:
-            raise Error(f"[datasets.read_samples] expected shards, tables or images (jpg, png, webp) in {folder}")
+            raise Error(f"[datasets.read_samples] expected shards, tables or images (jpg, png, webp, ...) in {folder}")
 
     def read(self, wanted: Wanted) -> Iterator[tuple[int, Sample | Fault]]:
         """The samples whose number is wanted."""

@@ -3,8 +3,14 @@
 
 from reco._core import average_prompts, bootstrap, classify, harmonic_mean, prompts, ranks, retrieve
 from reco.evaluation.cache import EmbeddingCache
-from reco.evaluation.entities import read_predictions, score_predictions, write_predictions
 from reco.evaluation.leaks import Leaks, find_leaks
+from reco.evaluation.predictions import (
+    published_final_score,
+    published_scores,
+    read_predictions,
+    score_predictions,
+    write_predictions,
+)
 from reco.evaluation.protocol import Protocol, evaluate_dataset
 from reco.evaluation.report import write_html
 from reco.evaluation.results import (
@@ -44,6 +50,8 @@ __all__ = [
     "harmonic_mean",
     "markdown_table",
     "prompts",
+    "published_final_score",
+    "published_scores",
     "ranks",
     "read_predictions",
     "read_results",

@@ -9,20 +9,24 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from reco._core import Clip, Error
 from reco.datasets.benchmark import Image, Slice, image_bytes, image_name
 from reco.embedding import prefetch
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["EmbeddingCache", "default_cache"]
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
+Pieces = list[tuple[int, Any]]  # places and what was read, or what is wrong
 
 _TAG = "[evaluation.cache]"
 _FORMAT = 1
@@ -61,13 +65,13 @@ class EmbeddingCache:
     clip : Clip
     folder : path, optional
         Where the file lies; without it embeddings are kept in memory, for as long as the object lives.
-    progress : bool
-        Show progress bars on standard error.
+    progress : bool or callable, optional
+        Show progress bars on standard error; or called with (images done, images in all).
     """
 
-    def __init__(self, clip: Clip, folder: str | Path | None = None, *, progress: bool = True) -> None:
+    def __init__(self, clip: Clip, folder: str | Path | None = None, *, progress: Progress = True) -> None:
         self._clip = clip
-        self._quiet = None if progress else True
+        self._progress = progress
         self.path: Path | None = None
         #: Images and texts that were encoded, not found.
         self.encoded = 0
@@ -102,26 +106,27 @@ class EmbeddingCache:
         self.close()
 
     # --- images ------------------------------------------------------------------------------------------------------
-    def images(self, images: Sequence[Image], desc: str = "images") -> Floats:
+    def images(self, images: Sequence[Image], desc: str = "images", out: Floats | None = None) -> Floats:
         """Embeddings of images: float32 [n, dim], unit rows.
+
+        Parameters
+        ----------
+        images : sequence of Image
+        desc : str
+            What the progress bar calls them.
+        out : float32 [n, dim], optional
+            Where they are put; a memory map for more than memory holds.
 
         Raises
         ------
         Error
             When images cannot be read: how many, and the first of them. The others are kept.
         """
-        out = np.empty((len(images), self._clip.dim), np.float32)
+        out = np.empty((len(images), self._clip.dim), np.float32) if out is None else out
         digests = self._known(images)
         rest = self._fill(out, list(enumerate(digests)))
         faults: list[str] = []
-        with tqdm(
-            total=len(images),
-            initial=len(images) - len(rest),
-            unit=" images",
-            desc=desc,
-            disable=self._quiet,
-            leave=False,
-        ) as bar:
+        with Reporter(self._progress, desc, " images", len(images), len(images) - len(rest)) as bar:
             for piece in prefetch(_read(images, rows) for rows in _pieces(rest, _BATCH)):
                 faults += self._encode_images(out, images, piece, bar)
         if faults:
@@ -143,7 +148,9 @@ class EmbeddingCache:
                     out[i] = found[place][3]
         return out
 
-    def _encode_images(self, out: Floats, images: Sequence[Image], piece: list[tuple[int, Any]], bar: Any) -> list[str]:
+    def _encode_images(
+        self, out: Floats, images: Sequence[Image], piece: list[tuple[int, Any]], bar: Reporter
+    ) -> list[str]:
         """Encode what was read, and keep it."""
         faults = [f"{_called(images, i)}: {content}" for i, content in piece if isinstance(content, str)]
         contents = {i: content for i, content in piece if not isinstance(content, str)}
@@ -164,14 +171,21 @@ class EmbeddingCache:
 
     # --- texts -------------------------------------------------------------------------------------------------------
     def texts(self, texts: Sequence[str], desc: str = "texts") -> Floats:
-        """Embeddings of texts: float32 [n, dim], unit rows."""
+        """Embeddings of texts: float32 [n, dim], unit rows.
+
+        Parameters
+        ----------
+        texts : list of str
+        desc : str
+            What the progress bar says.
+        """
         out = np.empty((len(texts), self._clip.dim), np.float32)
         digests = [hashlib.sha256(b"text\0" + text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         rest = self._fill(out, list(enumerate(digests)))
         first: dict[bytes, int] = {}
         for i in rest:
             first.setdefault(digests[i], i)
-        with tqdm(total=len(first), unit=" texts", desc=desc, disable=self._quiet, leave=False) as bar:
+        with Reporter(self._progress, desc, " texts", len(first)) as bar:
             for rows in _pieces(first.values(), _TEXTS):
                 embeddings = self._clip.encode_texts([texts[i] for i in rows])
                 out[rows] = embeddings
@@ -218,7 +232,7 @@ class EmbeddingCache:
             raise self._fault(error) from error
 
 
-def _read(images: Sequence[Image], rows: list[int]) -> list[tuple[int, Any]]:
+def _read(images: Sequence[Image], rows: list[int]) -> Pieces:
     """The encoded files; what is wrong with one as a str."""
     return [(i, _content(images[i])) for i in rows]
 

@@ -3,14 +3,16 @@
 
 The candidates' names are encoded and refined in pieces and put into a memory of their own, which is a file: a second
 run finds it again, interrupted work goes on where it was, and what is resident is a piece and the index. A row's text
-side is CLIP's embedding of the name and its image side the refined one, so that one memory serves both systems.
+side is CLIP's embedding of the name and its image side the refined one, so that one memory serves both systems. The
+images' embeddings lie in a file too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import tempfile
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,24 +20,25 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from reco._core import Error, Memory, average_prompts, harmonic_mean, prompts
-from reco.datasets.benchmark import EntityQuestions, read_jsonl
+from reco.datasets.benchmark import EntityQuestions
 from reco.datasets.oven import entity_names
-from reco.embedding import report_to
 from reco.evaluation.leaks import Leaks, find_leaks
-from reco.evaluation.results import Case, Evaluation, Scores
+from reco.evaluation.predictions import write_predictions
+from reco.evaluation.results import ENTITIES, Case, Evaluation, Scores
 from reco.evaluation.texts import Texts, choose_templates
+from reco.progress import Reporter
 
 if TYPE_CHECKING:
     from reco.evaluation.protocol import Run
+    from reco.types import Progress
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
+Draws = npt.NDArray[np.float64]
 
 _TAG = "[evaluation.entities]"
-_TASK = "entity_recognition"
 _NAMES = 8192  # candidates at a time
 _QUESTIONS = 8192  # images at a time
 _INDEXED = 200_000  # candidates from which on an index is built
@@ -46,7 +49,7 @@ _RECALL = 0.99
 _SIDES: dict[str, Literal["image", "text"]] = {"clip": "text", "reco": "image"}
 
 
-def evaluate_entities(run: Run, data: EntityQuestions, work: str | Path | None, *, progress: bool = True) -> Evaluation:
+def evaluate_entities(run: Run, data: EntityQuestions, work: str | Path | None, progress: Progress) -> Evaluation:
     """Find each image's entity among all names; see evaluate_dataset().
 
     Metrics are OVEN's: exact matches among entities that were seen in training, among those that were not, and the
@@ -54,18 +57,30 @@ def evaluate_entities(run: Run, data: EntityQuestions, work: str | Path | None, 
     """
     if work is None:
         raise Error(f"{_TAG} expected a folder for the index over the candidates' names (work), got none")
-    folder, quiet = Path(work), None if progress else True
+    folder = Path(work)
     templates = choose_templates(run.protocol.prompts, data.name, [])
-    run.setup["prompts"] = {"name": templates.name, "lines": templates.lines, "hash": templates.hash}
-    images = run.timed(lambda: run.cache.images(data.images))
+    run.setup["prompts"] = asdict(templates)
+    place = _rows_on_disk(folder, len(data.images), run.model.clip.dim)
+    images = run.timed(lambda: run.cache.images(data.images, out=place))
     leaks = find_leaks(run.model.memory, images, data.images, run.protocol.max_similarity)
     with _open_index(folder, run, templates, leaks, data.names) as index:
-        run.timed(lambda: _add_names(index, run, templates, leaks, data.names, quiet))
-        _optimize(index, quiet)
-        found = {system: _search(run, index, system, images, leaks, quiet) for system in _SIDES}
+        run.timed(lambda: _add_names(index, run, templates, leaks, data.names, progress))
+        _optimize(index, progress)
+        found = {system: _search(run, index, system, images, leaks, progress) for system in _SIDES}
         for system, entities in found.items():
             write_predictions(folder / f"{data.name}-{data.split}-{system}.predictions.jsonl", data.data_ids, entities)
         return _score(run, data, found, index, images, leaks)
+
+
+def _rows_on_disk(folder: Path, rows: int, dim: int) -> Floats:
+    """Rows in a file without a name, which goes when nobody uses it any more."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(4 * rows * dim, 1))  # a full disk would end the process later
+            return np.memmap(file, np.float32, "r+", shape=(rows, dim))
+    except OSError as error:
+        raise Error(f"{_TAG} cannot keep {rows:,} embeddings in {folder}: {error.strerror}") from error
 
 
 # --- the candidates --------------------------------------------------------------------------------------------------
@@ -76,19 +91,16 @@ def _open_index(folder: Path, run: Run, templates: Texts, leaks: Leaks, names: P
     identity = json.dumps([parts, run.setup["memory"]["state"], templates.hash, leaks.keys, file])
     path = folder / f"names-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.reco"
     encoder = run.model.clip.fingerprint
-    if path.exists():
-        return Memory.open(path, encoder=encoder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Memory.create(path, run.model.clip.dim, encoder)
+    return Memory.open(path, encoder=encoder) if path.exists() else Memory.create(path, run.model.clip.dim, encoder)
 
 
-def _add_names(index: Memory, run: Run, templates: Texts, leaks: Leaks, names: Path, quiet: bool | None) -> None:
+def _add_names(index: Memory, run: Run, templates: Texts, leaks: Leaks, names: Path, progress: Progress) -> None:
     """Encode, refine and add what the index lacks; each piece is durable when the next begins. An id counts once."""
     done, total = len(index), _count(names)
     if done == total:
         return
     candidates = islice(entity_names(names), done, None)  # rows are added in the file's order
-    with tqdm(initial=done, total=total, unit=" names", desc="names", disable=quiet, leave=False) as bar:
+    with Reporter(progress, "names", " names", total, done) as bar:
         while lines := list(islice(candidates, _NAMES)):
             fresh = {entity: title for entity, title in lines if entity not in index}
             if fresh:
@@ -111,12 +123,12 @@ def _encode(run: Run, templates: Texts, leaks: Leaks, titles: list[str]) -> tupl
     return average_prompts(texts, count), run.refine_classes(texts, count, leaks)
 
 
-def _optimize(index: Memory, quiet: bool | None) -> None:
+def _optimize(index: Memory, progress: Progress) -> None:
     """Build an index where exact search would take long, unless it has one."""
     if len(index) < _INDEXED or index.info()["indexes"]:
         return
-    with tqdm(unit=" rows", desc="index", disable=quiet, leave=False) as bar:
-        index.optimize(_INDEX, recall=0.99, k=1, progress=report_to(bar))
+    with Reporter(progress, "index", " rows") as bar:
+        index.optimize(_INDEX, recall=0.99, k=1, progress=bar)
 
 
 # --- the questions ---------------------------------------------------------------------------------------------------
@@ -137,28 +149,30 @@ def _choose_effort(index: Memory, queries: Floats, side: Literal["image", "text"
     """
     if not index.info()["indexes"]:
         return Effort()
-    sample = queries[np.linspace(0, len(queries) - 1, min(_SAMPLE, len(queries)), dtype=int)]
-    best = index.search(sample, k=1, modality=side, partners=False, exact=True).scores[:, 0]
+    best = index.search(queries, k=1, modality=side, partners=False, exact=True).scores[:, 0]
     for effort in _EFFORTS:
-        found = index.search(sample, k=1, modality=side, partners=False, effort=effort).scores[:, 0]
+        found = index.search(queries, k=1, modality=side, partners=False, effort=effort).scores[:, 0]
         recall = float(np.mean(found >= best - 1e-5))
         if recall >= _RECALL:
             return Effort(False, effort, recall)
     return Effort()
 
 
-def _search(run: Run, index: Memory, system: str, images: Floats, leaks: Leaks, quiet: bool | None) -> list[str]:
+def _search(run: Run, index: Memory, system: str, images: Floats, leaks: Leaks, progress: Progress) -> list[str]:
     """The best entity of each image."""
+
+    def queries(rows: Floats) -> Floats:
+        return run.refine_images(rows, leaks) if system == "reco" else rows
+
     out: list[str] = []
-    first_block = run.refine_images(images[:_QUESTIONS], leaks) if system == "reco" else images[:_QUESTIONS]
-    chosen = _choose_effort(index, first_block, _SIDES[system])
+    sample = images[np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)), dtype=int)]
+    chosen = _choose_effort(index, queries(sample), _SIDES[system])
     run.setup.setdefault("candidates", {})[system] = asdict(chosen)
-    with tqdm(total=len(images), unit=" images", desc=f"search {system}", disable=quiet, leave=False) as bar:
+    with Reporter(progress, f"search {system}", " images", len(images)) as bar:
         for first in range(0, len(images), _QUESTIONS):
-            block = images[first : first + _QUESTIONS]
-            queries = run.refine_images(block, leaks) if system == "reco" else block
+            block = queries(images[first : first + _QUESTIONS])
             found = index.search(
-                queries, k=1, modality=_SIDES[system], partners=False, exact=chosen.exact, effort=chosen.effort
+                block, k=1, modality=_SIDES[system], partners=False, exact=chosen.exact, effort=chosen.effort
             )
             out += [keys[0] for keys in found.keys]
             bar.update(len(block))
@@ -182,7 +196,7 @@ def _score(
     return Evaluation(
         data.name,
         data.split,
-        _TASK,
+        ENTITIES,
         scores["clip"],
         scores["reco"],
         scores["gain"],
@@ -198,42 +212,38 @@ def _score(
 def _scores(run: Run, right: dict[str, Flags], seen: Flags) -> dict[str, Scores]:
     """Seen, unseen and harmonic mean, for each system and their difference."""
     p = run.protocol
-    groups = {name: rows for name, rows in {"seen": seen, "unseen": ~seen}.items() if rows.any()}
     random = np.random.default_rng(p.seed)
-    metrics: dict[str, dict[str, float]] = {"clip": {}, "reco": {}, "gain": {}}
-    draws: dict[str, dict[str, npt.NDArray[np.float64]]] = {"clip": {}, "reco": {}, "gain": {}}
-    for name, rows in groups.items():
-        # Of two kinds of answers a resample's counts are multinomial: this is the bootstrap, in one draw.
-        kinds = np.bincount(2 * right["clip"][rows] + right["reco"][rows], minlength=4) / rows.sum()
-        drawn = random.multinomial(rows.sum(), kinds, p.resamples) / rows.sum()
-        draws["clip"][name], draws["reco"][name] = drawn[:, 2] + drawn[:, 3], drawn[:, 1] + drawn[:, 3]
-        for system in ("clip", "reco"):
-            metrics[system][name] = float(right[system][rows].mean())
-    if len(groups) == 2:
-        for system in ("clip", "reco"):
-            metrics[system]["harmonic_mean"] = harmonic_mean(metrics[system]["seen"], metrics[system]["unseen"])
-            a, b = draws[system]["seen"], draws[system]["unseen"]
-            draws[system]["harmonic_mean"] = np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
-    for name in metrics["clip"]:
-        metrics["gain"][name] = metrics["reco"][name] - metrics["clip"][name]
-        draws["gain"][name] = draws["reco"][name] - draws["clip"][name]
-    tails = [(1 - p.confidence) / 2, (1 + p.confidence) / 2]
-    return {
-        system: Scores(
-            metrics[system],
-            {
-                name: (float(low), float(high))
-                for name, d in draws[system].items()
-                for low, high in [np.quantile(d, tails)]
-            },
-        )
-        for system in metrics
-    }
+    metrics: dict[str, dict[str, float]] = {system: {} for system in _SIDES}
+    draws: dict[str, dict[str, Draws]] = {system: {} for system in _SIDES}
+    for name, rows in (("seen", seen), ("unseen", ~seen)):
+        if rows.any():
+            both = _draws(random, right["clip"][rows], right["reco"][rows], p.resamples)
+            for system, drawn in zip(_SIDES, both, strict=True):
+                metrics[system][name], draws[system][name] = float(right[system][rows].mean()), drawn
+    for system in _SIDES:
+        if len(metrics[system]) == 2:
+            metrics[system]["harmonic_mean"] = harmonic_mean(*metrics[system].values())
+            draws[system]["harmonic_mean"] = _harmonic_means(*draws[system].values())
+    metrics["gain"] = {name: metrics["reco"][name] - value for name, value in metrics["clip"].items()}
+    draws["gain"] = {name: draws["reco"][name] - drawn for name, drawn in draws["clip"].items()}
+    return {system: Scores(metrics[system], _intervals(draws[system], p.confidence)) for system in metrics}
 
 
-def _interval(drawn: npt.NDArray[np.float64], tails: list[float]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, tails)
-    return float(low), float(high)
+def _draws(random: np.random.Generator, clip: Flags, reco: Flags, resamples: int) -> tuple[Draws, Draws]:
+    """The means of resamples. Of two kinds of answers their counts are multinomial: the bootstrap, in one draw."""
+    kinds = np.bincount(2 * clip + reco, minlength=4) / len(clip)
+    drawn = random.multinomial(len(clip), kinds, resamples) / len(clip)
+    return drawn[:, 2] + drawn[:, 3], drawn[:, 1] + drawn[:, 3]
+
+
+def _harmonic_means(a: Draws, b: Draws) -> Draws:
+    return np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
+
+
+def _intervals(draws: dict[str, Draws], confidence: float) -> dict[str, tuple[float, float]]:
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    pairs = {name: np.quantile(drawn, tails) for name, drawn in draws.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in pairs.items()}
 
 
 def _cases(
@@ -256,49 +266,3 @@ def _cases(
         Case(kind, data.images[i], called(answers[i]), called(found["clip"][i]), called(found["reco"][i]), near[n])
         for n, (kind, i) in enumerate(drawn)
     ]
-
-
-# --- prediction files ------------------------------------------------------------------------------------------------
-def write_predictions(path: str | Path, data_ids: list[str], entities: list[str]) -> None:
-    """Write predictions in OVEN's form: an object with data_id and pred_entity_id a line."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for data_id, entity in zip(data_ids, entities, strict=True):
-                file.write(json.dumps({"data_id": data_id, "pred_entity_id": entity}) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise Error(f"{_TAG} cannot write {path}: {error.strerror}") from error
-
-
-def read_predictions(path: str | Path) -> dict[str, str]:
-    """What write_predictions() wrote, or another system in that form: the entity by data_id."""
-    out: dict[str, str] = {}
-    for number, row in enumerate(read_jsonl("predictions", Path(path)), 1):
-        data_id, entity = row.get("data_id"), row.get("pred_entity_id")
-        if not (isinstance(data_id, str) and isinstance(entity, str)):
-            raise Error(
-                f"{_TAG} expected data_id and pred_entity_id, found {', '.join(row)} as object {number} of {path}"
-            )
-        out[data_id] = entity
-    return out
-
-
-def score_predictions(data: EntityQuestions, predictions: Mapping[str, str]) -> dict[str, float]:
-    """OVEN's metrics of a prediction file: seen, unseen, harmonic_mean, as shares.
-
-    Raises
-    ------
-    Error
-        When the answers are not known, or a question has no prediction.
-    """
-    if data.entities is None:
-        raise Error(f"{_TAG} {data.split} has no answers to count against")
-    lacking = [data_id for data_id in data.data_ids if data_id not in predictions]
-    if lacking:
-        raise Error(f"{_TAG} expected predictions of all {len(data.data_ids)} questions, found none of {lacking[0]}")
-    right = np.array([predictions[i] == e for i, e in zip(data.data_ids, data.entities, strict=True)])
-    seen = np.array(data.seen)
-    out = {name: float(right[rows].mean()) for name, rows in (("seen", seen), ("unseen", ~seen)) if rows.any()}
-    return out | ({"harmonic_mean": harmonic_mean(out["seen"], out["unseen"])} if len(out) == 2 else {})

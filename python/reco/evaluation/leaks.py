@@ -14,6 +14,7 @@ from reco.datasets.benchmark import Image, image_name
 
 _ROWS = 4096  # queries at a time
 _DEPTH = 64  # neighbours of a query that has a near-duplicate, at first
+_MOST = 4096  # neighbours that one search can give
 _SAME = 0.999  # half-precision rows of one and the same picture are nearer than this
 _SHOWN = 20
 
@@ -82,18 +83,29 @@ def _above(
     memory: MemoryBase, block: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], max_similarity: float
 ) -> list[tuple[int, str, float]]:
     """All neighbours above the limit of the given rows: row, key, similarity."""
-    out = []
-    depth = _DEPTH
-    while len(rows):
-        k = min(depth, len(memory))
-        found = memory.search(block[rows], k=k, partners=False)
-        full = np.logical_and((found.scores > max_similarity).all(axis=1), k < len(memory))
-        for n, row in enumerate(rows):
-            if not full[n]:
-                out += [
-                    (int(row), key, float(score))
-                    for key, score in zip(found.keys[n], found.scores[n], strict=True)
-                    if key and score > max_similarity
-                ]
-        rows, depth = rows[full], depth * 4
+    out: list[tuple[int, str, float]] = []
+    if not len(rows):
+        return out
+    found = memory.search(block[rows], k=min(_DEPTH, len(memory)), partners=False)
+    for n, row in enumerate(rows):
+        near = _near(found.keys[n], found.scores[n], max_similarity)
+        if len(near) == _DEPTH:
+            near = _all_near(memory, block[row], max_similarity)
+        out += [(int(row), key, score) for key, score in near.items()]
     return out
+
+
+def _near(keys: Sequence[str], scores: npt.NDArray[np.float32], max_similarity: float) -> dict[str, float]:
+    return {key: float(score) for key, score in zip(keys, scores, strict=True) if key and score > max_similarity}
+
+
+def _all_near(memory: MemoryBase, query: npt.NDArray[np.float32], max_similarity: float) -> dict[str, float]:
+    """Of a picture that the memory holds very often, such as a blank one: as many as there are, piece by piece."""
+    out: dict[str, float] = {}
+    while True:
+        k = min(_MOST, len(memory))
+        found = memory.search(query[None], k=k, exclude_keys=[list(out)], partners=False)
+        fresh = _near(found.keys[0], found.scores[0], max_similarity)
+        out |= fresh
+        if len(fresh) < k or len(out) == len(memory):
+            return out

@@ -66,6 +66,6 @@ PAPER: dict[str, dict[tuple[str, str], str]] = {
 }
 
 FOOTNOTE = (
-    "Intervals in brackets are of yours. The paper's figures are quoted second-hand, save the gains on Cars and CUB, "
+    "Intervals are of yours, by bootstrap. The paper's figures are quoted second-hand, save the gains on Cars and CUB, "
     "which its abstract states; its memory holds a billion pairs, and the best rows need not be of one model."
 )

@@ -13,24 +13,28 @@ root = "CUB_200_2011"
 prompts = "cub"                      # for this data set alone; also: split, label, image_column
 
 [datasets.birds-of-mine]
-dataset = "folder"                   # where it is not the section's name
+dataset = "folder"                   # where it is not the section's name, which is then what it is called
 root = "birds"
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reco._core import Clip, Error, Fusion, Memory, Model
-from reco.datasets import Dataset, load_dataset
+from reco.datasets import OWN, Dataset, load_dataset
 from reco.evaluation.cache import EmbeddingCache, default_cache
 from reco.evaluation.protocol import Protocol, evaluate_dataset
 from reco.evaluation.report import write_html
 from reco.evaluation.results import Evaluation, safe_name, write_results
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,10 +46,11 @@ _TAG = "[evaluation.plan]"
 
 @dataclass(frozen=True)
 class Job:
-    """One data set and how it is evaluated."""
+    """One data set and how it is evaluated; `name` is what one's own is called in the results."""
 
     dataset: str
     root: Path
+    name: str = ""
     split: str | None = None
     label: str | None = None
     image_column: str | None = None
@@ -152,7 +157,7 @@ def _job(path: Path, root: Path, name: str, section: Any, base: Protocol) -> Job
     _check(path, f"datasets.{name}.", section, {n: str for n in _JOB} | _PROTOCOL)
     given = {n: section[n] for n in _JOB if n in section} | {"root": root / section["root"]}
     protocol = _protocol({n: section[n] for n in _PROTOCOL if n in section}, base, path)
-    return Job(**({"dataset": name} | given), protocol=protocol)
+    return Job(**({"dataset": name, "name": name} | given), protocol=protocol)
 
 
 def _protocol(given: dict[str, Any], base: Protocol, path: Path) -> Protocol:
@@ -169,7 +174,7 @@ def _protocol(given: dict[str, Any], base: Protocol, path: Path) -> Protocol:
 assert set(_PROTOCOL) == {f.name for f in fields(Protocol)}
 
 
-def run_plan(plan: Plan, *, progress: bool = True) -> list[Evaluation]:
+def run_plan(plan: Plan, *, progress: Progress = True) -> list[Evaluation]:
     """Evaluate all of a plan's data sets; results are written after each, if the plan says where to.
 
     All data sets are looked at before anything is encoded, so that what is missing is known in the first seconds.
@@ -213,11 +218,19 @@ def _load_all(jobs: Sequence[Job]) -> list[Dataset]:
     faults = []
     for job in jobs:
         try:
-            loaded.append(
-                load_dataset(job.dataset, job.root, split=job.split, label=job.label, image_column=job.image_column)
-            )
+            loaded.append(_load(job))
         except Error as error:
             faults.append(str(error))
     if faults:
         raise Error("\n".join(faults))
+    files = Counter(f"{dataset.name}, {dataset.split}" for dataset in loaded)
+    if twice := [name for name, count in files.items() if count > 1]:
+        raise Error(
+            f"{_TAG} expected each data set and split once, found {twice[0]} twice: one would replace the other"
+        )
     return loaded
+
+
+def _load(job: Job) -> Dataset:
+    dataset = load_dataset(job.dataset, job.root, split=job.split, label=job.label, image_column=job.image_column)
+    return replace(dataset, name=job.name) if job.name and job.dataset in OWN else dataset

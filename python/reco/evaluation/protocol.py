@@ -3,25 +3,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from reco._core import Error, Memory, MemoryBase, Model, average_prompts, bootstrap, classify, prompts, ranks
+from reco._core import Error, Model, average_prompts, bootstrap, classify, prompts, ranks
 from reco.datasets.benchmark import Classification, Dataset, EntityQuestions, Retrieval
 from reco.evaluation.cache import EmbeddingCache
 from reco.evaluation.entities import evaluate_entities
 from reco.evaluation.leaks import Leaks, find_leaks
-from reco.evaluation.results import Case, ClassScore, Evaluation, Scores, file_hash
+from reco.evaluation.results import Case, ClassScore, Evaluation, Scores
+from reco.evaluation.setup import describe
 from reco.evaluation.texts import choose_classnames, choose_templates
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[Any]
@@ -68,7 +69,7 @@ def evaluate_dataset(
     cache: EmbeddingCache | None = None,
     name: str = "",
     work: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Evaluation:
     """Evaluate CLIP and reco on a data set.
 
@@ -85,9 +86,10 @@ def evaluate_dataset(
         What the model is called in the results.
     work : path, optional
         For entities: a folder for the index over the candidates' names, which a second run finds again, and for the
-        predictions.
-    progress : bool
-        Show progress bars.
+        predictions. A memory that is no folder is told apart by its size and its answers to 64 random queries only:
+        after small changes of one, delete the index.
+    progress : bool or callable, optional
+        Show progress bars; or called with (items done, items in all) of each part in turn, returning False stops.
 
     Raises
     ------
@@ -99,10 +101,10 @@ def evaluate_dataset(
         raise Error(f"[evaluation.evaluate_dataset] average must be 'after' or 'before', got {protocol.average!r}")
     start = time.perf_counter()
     own = cache or EmbeddingCache(model.clip, progress=progress)
-    run = Run(model, protocol, own, {"model": name} | _setup(model, protocol), start)
+    run = Run(model, protocol, own, {"model": name} | describe(model, protocol), start)
     try:
         if isinstance(dataset, EntityQuestions):
-            return evaluate_entities(run, dataset, work, progress=progress)
+            return evaluate_entities(run, dataset, work, progress)
         return run.retrieval(dataset) if isinstance(dataset, Retrieval) else run.classification(dataset)
     finally:
         if cache is None:
@@ -340,46 +342,3 @@ def _per_class(names: Sequence[str], labels: Numbers, guesses: dict[str, Numbers
         for i, (name, n) in enumerate(zip(names, counts, strict=True))
         if n
     ]
-
-
-# --- what was evaluated ----------------------------------------------------------------------------------------------
-def _setup(model: Model, protocol: Protocol) -> dict[str, Any]:
-    import reco
-
-    fusion = model.fusion
-    return {
-        "pretrained": model.clip.fingerprint[:12],
-        "dtype": model.clip.dtype,
-        "memory": _memory(model.memory),
-        "fusion": {"method": fusion.config.method, "parameters": fusion.parameters, "hash": _fusion_hash(model)},
-        "k": model.k,
-        "average": protocol.average,
-        "bootstrap": {"resamples": protocol.resamples, "confidence": protocol.confidence, "seed": protocol.seed},
-        "versions": {"reco": reco.__version__, "numpy": np.__version__, "python": platform.python_version()},
-    }
-
-
-def _memory(memory: MemoryBase) -> dict[str, Any]:
-    if not isinstance(memory, Memory):
-        return {"path": "", "rows": len(memory), "state": ""}  # a store of one's own
-    path = Path(str(memory.info()["path"]))
-    return {"path": str(path), "rows": len(memory), "state": _memory_state(path)}
-
-
-def _fusion_hash(model: Model) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "fusion.safetensors"
-        model.fusion.save(file)
-        return file_hash(file)
-
-
-def _memory_state(folder: Path) -> str:
-    """Tells contents of a memory apart: over names, sizes, first and last 64 KiB of its files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".sqlite", ".npy")):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(1 << 16)
-            file.seek(max(size - (1 << 16), 0))
-            digest.update(f"{path.relative_to(folder)} {size} ".encode() + head + file.read())
-    return digest.hexdigest()[:12]

@@ -42,6 +42,11 @@ def write_html(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
     Queries are shown as their files have them, made small; neighbours where the memory's metadata says in `image_path`
     where their pictures lie, and those still lie there.
 
+    Parameters
+    ----------
+    evaluations : list of Evaluation
+    path : str or Path
+
     Raises
     ------
     Error

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reco._core import Error, harmonic_mean
+from reco._core import Error
 from reco.datasets.benchmark import Image
 from reco.evaluation.leaks import Leaks
 from reco.evaluation.paper import COLUMNS, FOOTNOTE, PAPER, Column
+from reco.evaluation.predictions import published_final_score, published_scores
 
 SYSTEMS = ("clip", "reco")
+ENTITIES = "entity_recognition"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Share of a class's images that are right."""
+    """Share of a class's images that are right.
+
+    Attributes
+    ----------
+    name : str
+        Of the class.
+    images : int
+        How many images it has.
+    clip, reco : float
+        Share that is right, 0 to 1, without and with what is looked up.
+    """
 
     name: str
     images: int
@@ -110,12 +122,18 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
     def record(self, system: str) -> dict[str, Any]:
-        """The record of "clip" or "reco" in CLIP_benchmark's shape; what is ours is under `reco`."""
+        """The record of "clip" or "reco" in CLIP_benchmark's shape; what is ours is under `reco`.
+
+        Parameters
+        ----------
+        system : {"clip", "reco"}
+        """
         if system not in SYSTEMS:
             raise Error(f"[evaluation.record] expected one of {', '.join(SYSTEMS)}, got {system}")
         scores: Scores = getattr(self, system)
         print_ = str(self.setup.get("pretrained", ""))
         leaks = {name: value for name, value in asdict(self.leaks).items() if name != "keys"}
+        published = {"published": published_scores(scores.metrics)} if self.task == ENTITIES else {}
         return {
             "dataset": self.dataset,
             "model": str(self.setup.get("model", "")),
@@ -133,6 +151,7 @@ class Evaluation:
                 "seconds": self.seconds,
                 "per_class": [asdict(score) for score in self.per_class],
                 "notes": self.notes,
+                **published,
             },
         }
 
@@ -161,6 +180,11 @@ def write_results(evaluations: Sequence[Evaluation], folder: str | Path) -> list
     """Write DATASET-SPLIT-clip.json and -reco.json for each, and results.md over all such files in the folder.
 
     The JSON files are what CLIP_benchmark writes, one result a file, so that `clip_benchmark build` reads them.
+
+    Parameters
+    ----------
+    evaluations : list of Evaluation
+    folder : str or Path
 
     Returns
     -------
@@ -227,11 +251,19 @@ def result_tables(results: Iterable[Evaluation | dict[str, Any]]) -> list[Table]
         for title, columns in known.items()
     ]
     rest = [r for r in records if not any(_fits(c, r) for columns in COLUMNS.values() for c in columns)]
-    return [*tables, Table("Other data sets and splits", _plain_rows(rest))] if rest else tables
+    for task in dict.fromkeys(r["task"] for r in rest):
+        rows = _plain_rows([r for r in rest if r["task"] == task])
+        tables.append(Table(f"Other data sets and splits: {task.removeprefix('zeroshot_').replace('_', ' ')}", rows))
+    return tables
 
 
 def markdown_table(results: Iterable[Evaluation | dict[str, Any]]) -> str:
-    """result_tables() as Markdown, with the notes on the data sets, and OVEN's score over both splits."""
+    """result_tables() as Markdown, with the notes on the data sets, and OVEN's score over both splits.
+
+    Parameters
+    ----------
+    results : iterable of Evaluation, or of dict
+    """
     records = [r for e in results for r in ([e.record(s) for s in SYSTEMS] if isinstance(e, Evaluation) else [e])]
     notes = list(dict.fromkeys(f"- {r['dataset']}: {note}" for r in records for note in r["reco"]["notes"]))
     parts = [table.markdown() for table in result_tables(records)] + _oven_scores(records)
@@ -239,13 +271,24 @@ def markdown_table(results: Iterable[Evaluation | dict[str, Any]]) -> str:
 
 
 def _oven_scores(records: list[dict[str, Any]]) -> list[str]:
-    """The harmonic mean of both splits' harmonic means, which OVEN ranks by."""
-    means: dict[str, dict[str, float]] = {}
+    """OVEN's scores as its own script rounds them, and the one over both splits that it ranks by."""
+    known: dict[str, dict[str, dict[str, float]]] = {}
     for r in records:
         if r["dataset"] == "oven" and "harmonic_mean" in r["metrics"]:
-            means.setdefault(_system(r), {})[r["reco"]["split"]] = r["metrics"]["harmonic_mean"]
-    both = {s: [m["entity_val"], m["query_val"]] for s, m in means.items() if {"entity_val", "query_val"} <= set(m)}
-    lines = [f"- OVEN over both splits, {system}: {100 * harmonic_mean(*pair):.2f}" for system, pair in both.items()]
+            known.setdefault(_system(r), {})[r["reco"]["split"]] = r["metrics"]
+    lines = [
+        f"- OVEN's own rounding, {split}, {system}: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in published_scores(metrics).items())
+        for system, splits in known.items()
+        for split, metrics in splits.items()
+    ]
+    for kind in ("val", "test"):
+        lines += [
+            f"- OVEN over both splits ({kind}), {system}: "
+            f"{published_final_score(m[f'entity_{kind}'], m[f'query_{kind}']):.2f}"
+            for system, m in known.items()
+            if {f"entity_{kind}", f"query_{kind}"} <= set(m)
+        ]
     return ["\n".join(lines)] if lines else []
 
 
@@ -300,8 +343,12 @@ def _plain_rows(records: list[dict[str, Any]]) -> list[list[str]]:
     metrics = list(dict.fromkeys(metric for r in records for metric in r["metrics"]))
     rows = [["data set", "split", "system", *metrics]]
     for record in records:
-        cells = [_percent(record, m) if m in record["metrics"] else "" for m in metrics]
-        rows.append([record["dataset"], record["reco"]["split"], _system(record), *cells])
+        where = [record["dataset"], record["reco"]["split"]]
+        rows.append(
+            [*where, _system(record), *(_percent(record, m) if m in record["metrics"] else "" for m in metrics)]
+        )
+        if record["pretrained"].endswith("+reco"):
+            rows.append([*where, "gain", *(_gain(record, m) for m in metrics)])
     return rows
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reco._core import Error
-from reco.datasets.benchmark import Classification
+from reco.datasets.benchmark import Classification, shipped_classnames
 
 # What clip_benchmark calls the data sets.
 _THEIR_NAMES = {"imagenet": "imagenet1k", "cars": "cars", "flowers": "flowers"}
@@ -80,7 +80,15 @@ def choose_templates(choice: str | None, dataset: str, own: list[str]) -> Texts:
 
 
 def choose_classnames(choice: str | None, dataset: Classification) -> Texts:
-    """The class names of a data set: its own by default, a file with a name a line, `open_clip` or `clip_benchmark`."""
+    """The class names of a data set: its own by default; a file with a name a line, one that comes with reco
+    (`flowers`), `open_clip` or `clip_benchmark`.
+
+    Parameters
+    ----------
+    choice : str, optional
+    dataset : Classification
+    """
+    shipped = shipped_classnames()
     classes = len(dataset.classnames) or max(dataset.labels, default=0) + 1
     if choice is None:
         texts = Texts("the data set's own", dataset.classnames)
@@ -93,8 +101,10 @@ def choose_classnames(choice: str | None, dataset: Classification) -> Texts:
         texts = Texts(choice, list(_open_clip().IMAGENET_CLASSNAMES))
     elif choice == "clip_benchmark":
         texts = Texts(choice, _clip_benchmark("classnames", dataset.name))
+    elif choice in shipped:
+        texts = Texts(choice, shipped[choice])
     else:
-        texts = _from_file(choice, "open_clip, clip_benchmark")
+        texts = _from_file(choice, ", ".join([*shipped, "open_clip", "clip_benchmark"]))
     if len(texts.lines) != classes:
         raise Error(
             f"[evaluation.classnames] expected {classes} class names for {dataset.name}, found {len(texts.lines)} in "

@@ -21,17 +21,41 @@ class Encoder(Protocol):
     """What is evaluated: a Clip, a Model, or anything that encodes images and texts to unit rows."""
 
     def encode_images(self, images: Any) -> Floats:
-        """Float32 [n, dim], unit rows."""
+        """Float32 [n, dim], unit rows.
+
+        Parameters
+        ----------
+        images : list
+            As Clip.encode_images takes them.
+        """
         ...
 
     def encode_texts(self, texts: Any) -> Floats:
-        """Float32 [n, dim], unit rows."""
+        """Float32 [n, dim], unit rows.
+
+        Parameters
+        ----------
+        texts : list
+            As Clip.encode_texts takes them.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Record:
-    """One result, in CLIP_benchmark's shape."""
+    """One result, in CLIP_benchmark's shape.
+
+    Attributes
+    ----------
+    dataset, model : str
+        Names.
+    metrics : dict of float
+    task : str
+        "zeroshot_classification" or "zeroshot_retrieval".
+    seed : int, optional
+    extra : dict
+        Whatever else there is to say.
+    """
 
     dataset: str
     model: str
@@ -50,6 +74,13 @@ class Record:
 def encode_classes(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",)) -> Floats:
     """Embed classes by their prompts; a class is the average over the templates, taken after refinement.
 
+    Parameters
+    ----------
+    encoder : Clip or Model
+    classnames : list of str
+    templates : list of str
+        With {} where the class name goes.
+
     Returns
     -------
     float32 [classes, dim]
@@ -62,6 +93,14 @@ def encode_classes(encoder: Encoder, classnames: Sequence[str], templates: Seque
 def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",)) -> ZeroShot:
     """Make a classifier of images into named classes.
 
+    Parameters
+    ----------
+    encoder : Clip or Model
+        Or whatever else has encode_images and encode_texts.
+    classnames : list of str
+    templates : list of str
+        Prompts of a class, with {} where its name goes; they are averaged after refinement.
+
     Examples
     --------
     >>> classifier = zero_shot(model, ["cat", "dog"], ["a photo of a {}"])  # doctest: +SKIP
@@ -73,19 +112,39 @@ def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[s
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A zero-shot classifier; made by zero_shot()."""
+    """A zero-shot classifier; made by zero_shot().
+
+    Attributes
+    ----------
+    encoder : Clip or Model
+    classnames : list of str
+    embeddings : float32 array [classes, dim]
+        Unit rows.
+    """
 
     encoder: Encoder
     classnames: list[str]
     embeddings: Floats
 
     def scores(self, images: Any) -> Floats:
-        """Cosine of each image (whatever the encoder takes) with each class: float32 [n, classes]."""
+        """Cosine of each image (whatever the encoder takes) with each class: float32 [n, classes].
+
+        Parameters
+        ----------
+        images : list
+            As the encoder takes them.
+        """
         scores: Floats = self.encoder.encode_images(images) @ self.embeddings.T
         return scores
 
     def predict(self, images: Any) -> list[str]:
-        """The name of each image's best class."""
+        """The name of each image's best class.
+
+        Parameters
+        ----------
+        images : list
+            As the encoder takes them.
+        """
         return [self.classnames[i] for i in self.scores(images).argmax(axis=1)]
 
 
@@ -119,5 +178,11 @@ def evaluate(
 
 
 def write_report(records: Sequence[Record], path: str | Path) -> None:
-    """Write records as a JSON list."""
+    """Write records as a JSON list.
+
+    Parameters
+    ----------
+    records : list of Record
+    path : str or Path
+    """
     Path(path).write_text(json.dumps([record.as_dict() for record in records], indent=1) + "\n", "utf-8")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""examples/cluster: its files are wired, its tables are computed, its commands run on a miniature."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import reco
+from reco.cli import main
+from reco.datasets import read_samples
+
+yaml: Any = pytest.importorskip("yaml")
+distributed: Any = pytest.importorskip("distributed")
+pytest.importorskip("milvus_lite")
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "examples/cluster"
+COMPOSE = sorted(HERE.glob("*.yaml"))
+README = (HERE / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def lines() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def services(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["services"]
+    return found
+
+
+def variables(text: str) -> dict[str, bool]:
+    """The names that a file takes from the environment, and whether one must be given."""
+    return {name: mark == ":?" for name, mark in reversed(re.findall(r"\$\{(\w+)(:[-?])?", text))}
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.stem)
+def test_compose_files_are_wired(path: Path) -> None:
+    found, volumes = services(path), yaml.safe_load(path.read_text()).get("volumes", {})
+    for name, service in found.items():
+        assert service.get("image"), name
+        for other in service.get("depends_on", []):
+            assert other in found and set(found[other].get("profiles", [])) == set(service.get("profiles", []))
+            if isinstance(service["depends_on"], dict):
+                assert service["depends_on"][other] == {"condition": "service_healthy"} and found[other]["healthcheck"]
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in volumes or source.startswith("${SHARE")
+    if len(set(map(str, (s.get("network_mode") for s in found.values())))) == 1 and "network_mode" in str(found):
+        ports = [s["environment"]["METRICS_PORT"] for s in found.values() if "METRICS_PORT" in s.get("environment", {})]
+        assert len(ports) == len(set(ports))  # one machine may run all of them
+
+
+@pytest.mark.parametrize("name", ["milvus-standalone", "milvus-cluster"])
+def test_milvus_finds_what_it_stands_on(name: str) -> None:
+    found = services(HERE / f"{name}.yaml")
+    etcd, minio = found.pop("etcd"), found.pop("minio")
+    host = {"milvus-standalone": ("etcd", "minio"), "milvus-cluster": ("${CONTROL}", "${CONTROL}")}[name]
+    assert ":2379" in etcd["command"] and f"http://{host[0]}:2379" in etcd["command"]
+    roles = set()
+    for service in found.values():
+        environment = service["environment"]
+        assert re.sub(r":\?[^}]*", "", environment["ETCD_ENDPOINTS"]) == f"{host[0]}:2379"
+        assert environment["MINIO_ADDRESS"] == f"{host[1]}:9000"
+        assert environment["MINIO_ACCESS_KEY_ID"] == minio["environment"]["MINIO_ROOT_USER"]
+        assert environment["MINIO_SECRET_ACCESS_KEY"] == minio["environment"]["MINIO_ROOT_PASSWORD"]
+        assert environment["MQ_TYPE"] == "woodpecker"
+        assert service["command"][:2] == ["milvus", "run"]
+        roles.add(service["command"][2])
+    cluster = {"mixcoord", "proxy", "querynode", "streamingnode", "datanode"}
+    assert roles == ({"standalone"} if name == "milvus-standalone" else cluster)
+
+
+def test_the_image_has_what_the_build_needs() -> None:
+    setup = re.search(r"packages=\((.*?)\)", (ROOT / "setup.sh").read_text(), re.DOTALL)
+    assert setup
+    libraries = {name for name in setup[1].split() if name.endswith("-dev")} - {"libgtest-dev"}
+    assert len(libraries) > 5 and libraries <= set((HERE / "worker.Dockerfile").read_text().split())
+
+
+def test_compose_commands_fit_the_files() -> None:
+    commands = [shlex.split(line) for line in lines() if "docker compose" in line]
+    assert len(commands) == 6
+    for words in commands:
+        given = {word.split("=")[0] for word in words[: words.index("docker")]}
+        path = ROOT / words[words.index("-f") + 1]
+        wanted = variables(path.read_text())
+        assert given <= set(wanted) and {name for name, needed in wanted.items() if needed} <= given
+        profiles = {profile for service in services(path).values() for profile in service.get("profiles", [])}
+        assert ("--profile" in words) == bool(profiles)
+        if profiles:
+            assert words[words.index("--profile") + 1] in profiles
+    quoted = {
+        (words[words.index("-f") + 1], words[words.index("--profile") + 1])
+        for words in commands
+        if "--profile" in words
+    }
+    assert quoted == {
+        (f"examples/cluster/{path.name}", profile)
+        for path in COMPOSE
+        for service in services(path).values()
+        for profile in service.get("profiles", [])
+    }
+
+
+def test_tables_are_what_the_script_computes() -> None:
+    printed = subprocess.run([sys.executable, str(HERE / "sizing.py")], capture_output=True, text=True, check=True)
+    tables = printed.stdout.strip().split("\n\n")
+    assert len(tables) == 3 and all(table in README for table in tables)
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """What lies on the file system that all machines mount."""
+    samples = list(read_samples(sorted((ROOT / "examples/icons/data").glob("queries-*"))[0]))[:60]
+    (tmp_path / "pictures").mkdir()
+    for i, sample in enumerate(samples):
+        (tmp_path / f"pictures/{i:02}.webp").write_bytes(sample.image)
+        (tmp_path / f"pictures/{i:02}.txt").write_text(sample.caption)
+    (tmp_path / "clip").symlink_to(ROOT / "examples/icons/clip")
+    return tmp_path
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_commands_run(share: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(text: str) -> str:
+        text = text.replace("/mnt/share", str(share)).replace("http://10.0.0.1:19530", str(share / "milvus.db"))
+        return text.replace("tcp://10.0.0.1:8786", scheduler)
+
+    embed, fill = (shlex.split(here(line)) for line in lines() if not line.rstrip().endswith(("-d", "--build")))
+    result = CliRunner().invoke(main, [*embed[1:], "--quiet"])
+    assert embed[0] == "reco" and result.exit_code == 0, result.output
+    monkeypatch.syspath_prepend(HERE)
+    module = importlib.import_module("fill")
+    assert fill[:2] == ["python", "examples/cluster/fill.py"]
+    for _ in range(2):  # started again, it goes on
+        result = CliRunner().invoke(module.main, fill[2:])
+        assert result.exit_code == 0 and "60 pairs imported, 60 in all" in result.output
+    wrong = CliRunner().invoke(module.main, [*fill[2:4], str(share / "embeddings"), "--model", str(share / "other")])
+    assert wrong.exit_code != 0
+    scope: dict[str, Any] = {}
+    (block,) = blocks("python")
+    exec(here(block), scope)
+    image = sorted((share / "pictures").glob("*.webp"))[0]
+    assert scope["model"].encode_images([image]).shape == (1, scope["clip"].dim)
+    assert isinstance(scope["memory"], reco.MilvusMemory) and len(scope["memory"]) == len(scope["pairs"]) == 60

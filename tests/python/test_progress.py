@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every `progress` parameter: a bar where somebody watches, a function, or nothing."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reco
+from reco.embedding import Embeddings, train_on
+from reco.exchange import export_memory, import_embeddings
+from reco.progress import Reporter
+
+ROOT = Path(__file__).parents[2]
+ROWS = np.random.default_rng(0).standard_normal((300, 256)).astype(np.float32)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def clip() -> reco.Clip:
+    return reco.Clip.load(ROOT / "examples/icons/clip")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> reco.Memory:
+    memory = reco.Memory.create(tmp_path / "memory.reco", 256)
+    memory.add(ROWS, ROWS, keys=[str(i) for i in range(len(ROWS))])
+    return memory
+
+
+def train(memory: reco.Memory, progress: Any) -> None:
+    pairs = Embeddings(ROWS, ROWS, [str(i) for i in range(300)], [""] * 300, [{}] * 300)
+    config = reco.TrainingConfig(fusion=reco.FusionConfig(dim=256, layers=0, k=2), epochs=2, batch_size=64)
+    train_on(pairs, memory, config, progress=progress)
+
+
+def calls(clip: reco.Clip, memory: reco.Memory, folder: Path) -> dict[str, Any]:
+    picture = np.zeros((9, 9, 3), np.uint8)
+    model = reco.Model(clip, memory, reco.Fusion.mean(256))
+    again = reco.Memory.create(folder / "again.reco", 256)
+    return {
+        "encode": lambda progress: clip.encode_images([picture] * 100, progress),
+        "encode texts": lambda progress: clip.encode_texts(["a"] * 100, progress=progress),
+        "encode model": lambda progress: model.encode_texts(["a"] * 100, progress=progress),
+        "optimize": lambda progress: memory.optimize("HNSW4", progress=progress),
+        "compare": lambda progress: memory.duplicates(0.9, progress=progress),
+        "train": lambda progress: train(memory, progress),
+        "export": lambda progress: export_memory(memory, folder / "out", progress=progress),
+        "import": lambda progress: import_embeddings(again, folder / "out", progress=progress),
+    }
+
+
+def test_a_bar_where_somebody_watches(clip: Any, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, call in calls(clip, memory, tmp_path).items():
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        call(True)
+        text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert text.startswith("\r" + name.split()[0] + ":"), (name, text)
+        assert text.endswith(" \r"), (name, text)  # the bar is gone
+
+
+@pytest.mark.parametrize("progress", [False, None])
+def test_nothing_else(clip: Any, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for call in calls(clip, memory, tmp_path).values():
+        call(progress)
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_no_bar_in_a_log_file(clip: Any, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for call in calls(clip, memory, tmp_path).values():
+        call(True)
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_function_is_told_and_may_stop(clip: Any, memory: Any, tmp_path: Path) -> None:
+    for name, call in calls(clip, memory, tmp_path).items():
+        told: list[tuple[int, int]] = []
+        call(lambda done, total, told=told: told.append((done, total)))
+        assert told and told[-1][0] == told[-1][1] > 0, (name, told)
+        assert [done for done, _ in told] == sorted(done for done, _ in told), (name, told)
+    with pytest.raises(reco.Error, match=r"\[interrupted\] encode_texts stopped after 64 of 100"):
+        clip.encode_texts(["a"] * 100, progress=lambda done, total: False)
+    with pytest.raises(reco.Error, match=r"\[interrupted\] stopped after"):
+        export_memory(memory, tmp_path / "stopped", progress=lambda done, total: False)
+    with pytest.raises(ZeroDivisionError):
+        clip.encode_texts(["a"], progress=lambda done, total: 1 / 0)
+
+
+def test_what_is_neither() -> None:
+    with pytest.raises(TypeError, match="progress must be True, False, None or a function of .* got 'yes'"):
+        Reporter("yes", "work", " items")  # type: ignore[arg-type]
