@@ -99,13 +99,13 @@ TEST_P(EveryIndex, FindsWhatExactSearchFinds) {
       });
   EXPECT_EQ(last, 6'000);
   ASSERT_EQ(built.size(), 2);
-  const Matrix queries = clustered(100, 99);
+  const Matrix queries = clustered(1'000, 99);
   for (const auto side : {Modality::image, Modality::text}) {
     const auto& info = built[side == Modality::image ? 0 : 1];
     EXPECT_EQ(info.index, GetParam());
     EXPECT_EQ(info.rows, 3'000);
     EXPECT_GE(info.recall, 0.97);
-    EXPECT_GE(recall(memory, queries, {.k = 5, .modality = side}), 0.94);  // three deviations below 0.97
+    EXPECT_GE(recall(memory, queries, {.k = 5, .modality = side}), 0.94);  // 256 held-out queries: four deviations
     EXPECT_GE(recall(memory, queries.topRows(1), {.k = 1, .modality = side}), 0.0);
   }
   const auto before = memory.search(queries, {.k = 5});
