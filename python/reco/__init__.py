@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from reco import _libtorch
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from reco.model import Model
 
 _libtorch.prepare()
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who wants to read it says so
 
 __version__ = "0.1.0"
 

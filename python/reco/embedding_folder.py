@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from reco.types import Progress
 
 __all__ = ["Summary", "embed_to_folder", "folder_shards", "numbered_shards", "read_folder", "write_shard"]
+
+_log = logging.getLogger("reco")
 
 _TAG = "[embedding_folder.embed_to_folder]"
 _SIDES = ("img_emb", "text_emb")
@@ -241,6 +244,7 @@ class _Job:
             raise Error(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
         if self.file.is_file():
             self.state = _load(self.file)
+            _log.info("going on in %s behind %d samples", folder, self.state.summary.samples)
         else:
             _save(self.file, self.state)
 
@@ -266,7 +270,10 @@ class _Job:
     def commit(self, shard: _Shard, position: Position, last_key: str) -> None:
         """Write the shard; from here on it counts."""
         done, pairs = self.state.summary, shard.pairs()
-        write_shard(self.folder, done.shards * self.shard[1] + self.shard[0] - 1, pairs, shard.faults)
+        number = done.shards * self.shard[1] + self.shard[0] - 1
+        write_shard(self.folder, number, pairs, shard.faults)
+        if shard.faults:
+            _log.warning("%d samples left out: %s", len(shard.faults), self.folder / f"errors/errors_{number:05}.jsonl")
         summary = Summary(
             done.shards + 1,
             done.samples + shard.samples,

@@ -15,6 +15,8 @@ __all__ = ["LONGEST_TEXT", "MilvusCollection"]
 
 LONGEST_TEXT = 65_535  # bytes, Milvus's own limit
 
+_log = logging.getLogger("reco")
+
 _FORMAT = 2
 _TAG = "memory.milvus"
 _KNOWN = {"format": int, "dim": int, "encoder": str, "index": str, "dtype": str, "importing": str}
@@ -108,6 +110,7 @@ class MilvusCollection:
             except (MilvusException, grpc.RpcError) as error:
                 if _is_final(error) or time.monotonic() + pause >= end:
                     raise Error(f"[{_TAG}] {method} at {self} failed: {_text(error)}") from None
+                _log.warning("%s at %s failed, again in %.1f s: %s", method, self, pause, _text(error))
             time.sleep(pause)
             pause, failed = min(2 * pause, _LONGEST_PAUSE), True
 

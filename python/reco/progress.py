@@ -16,7 +16,14 @@ __all__ = ["Reporter"]
 
 def _is_watched() -> bool:
     """Whether somebody sees standard error; a log file is better off without bars."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _is_notebook()
+
+
+def _is_notebook() -> bool:
+    """Whether this process is a notebook's kernel; others may have imported one's packages."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module else None
+    return hasattr(shell, "kernel")
 
 
 class Reporter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -166,12 +167,16 @@ def test_formats_that_pil_reads(clip: reco.Clip, samples: list[Sample], tmp_path
         assert json.loads((tmp_path / name / "errors/errors_00000.jsonl").read_text())["key"] == "zero"
 
 
-def test_a_shard_without_rows_has_no_files(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
+def test_a_shard_without_rows_has_no_files(
+    clip: reco.Clip, samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mixed = [Sample(str(i), b"bad" if 2 <= i < 4 else s.image) for i, s in enumerate(samples[:6])]
     assert quiet(clip, mixed, tmp_path / "out", shard_size=2) == Summary(3, 6, 4, 2, True)
     names = list(files(tmp_path / "out"))
     assert "img_emb/img_emb_00001.npy" not in names and "metadata/metadata_00001.parquet" not in names
     assert "img_emb/img_emb_00002.npy" in names and "errors/errors_00001.jsonl" in names
+    left_out = tmp_path / "out/errors/errors_00001.jsonl"
+    assert caplog.record_tuples == [("reco", logging.WARNING, f"2 samples left out: {left_out}")]
     assert quiet(clip, [], tmp_path / "empty") == Summary(0, 0, 0, 0, True)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_no_bar_in_a_log_file(clip: Any, memory: Any, tmp_path: Path, monkeypatc
     for call in calls(clip, memory, tmp_path).values():
         call(True)
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_bar_in_a_notebook(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process of a kernel, not where somebody has merely imported its packages."""
+    for shell, watched in ((None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel="one"), True)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        clip.encode_texts(["a"] * 100, progress=True)
+        assert bool(sys.stderr.getvalue()) == watched  # type: ignore[attr-defined]
 
 
 def test_a_function_is_told_and_may_stop(clip: Any, memory: Any, tmp_path: Path) -> None:
