@@ -75,8 +75,8 @@ struct MemoryInfo {
   std::vector<IndexInfo> indexes{};    ///< of the image side, then of the text side
 };
 
-/// A folder of image-text pairs (README, "On disk"): `memory.sqlite` is the single source of truth, `img_emb/*.npy` and
-/// `text_emb/*.npy` are immutable shards.
+/// A folder of image-text pairs (python/README.md, "On disk"): `memory.sqlite` is the single source of truth,
+/// `img_emb/*.npy` and `text_emb/*.npy` are immutable shards.
 ///
 /// Durable: a call that returned is on disk; a crash at any moment leaves the last committed state. Thread safe: any
 /// number of searches run beside one change at a time; a search sees the pairs of the moment when it began. One process
