@@ -13,9 +13,10 @@ default, the CPU time is what a quiet core needs, and it is what is fitted: a po
 logarithms. What it says of more pairs comes with the 95 % interval of a new measurement, where that spans less than a
 factor of 1,000. Rows that `--out` holds already are not measured again.
 
-What a network adds is computed, not measured: round trips, and the bytes of queries and partners at the bandwidth
-given. A query at a cluster makes three round trips: to the proxy, from there to the nodes that search, and again to
-those that hold the partners. A node is taken to search its part as a folder would.
+What a network adds is computed, not measured: round trips, and the bytes of queries and what is found at the bandwidth
+given: of a few pairs more than are wanted, both vectors, since they are compared with the query once more. A query at a
+cluster makes three round trips: to the proxy, from there to the nodes that search, and again to those that hold the
+partners. A node is taken to search its part as a folder would.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from memory import Array, Embeddings
 
 import reco
 from reco.milvus import MilvusMemory
+from reco.milvus_search import SPARE
 
 DIM, K, BATCH = 512, 10, 256
 PIECE = 10_000
@@ -162,8 +164,8 @@ def carry_on(rows: list[int], values: list[float], wanted: int) -> tuple[float, 
 
 
 def network_ms(round_trip_ms: float, gigabits: float, queries: int = 1) -> float:
-    """What a network adds to a search: round trips, the queries there and k partners a query back, in float32."""
-    return ROUND_TRIPS * round_trip_ms + queries * (1 + K) * 4 * DIM * 8 / (gigabits * 1e6)
+    """What a network adds to a search: round trips, the queries, both vectors of what is found, in float32."""
+    return ROUND_TRIPS * round_trip_ms + queries * (1 + 2 * (K + SPARE)) * 4 * DIM * 8 / (gigabits * 1e6)
 
 
 def number(value: float) -> str:
@@ -251,7 +253,7 @@ def report(results: list[Record], a: argparse.Namespace) -> str:
     parts = (
         ("Measured: CPU time (by the clock)", measured_table(results)),
         ("Carried on by power laws (95 % interval of a new measurement)", fit_table(results, a.wanted)),
-        (f"What a network adds: {ROUND_TRIPS} round trips, {K} partners a query", network_table(a)),
+        (f"What a network adds: {ROUND_TRIPS} round trips, {K + SPARE} pairs a query", network_table(a)),
         (
             f"One machine or a cluster, at {a.round_trip_ms:g} ms and {a.gigabits:g} Gbit/s",
             choice_table(results, [r for r in (10**5, 10**6) if r not in a.wanted] + a.wanted, a),

@@ -51,12 +51,19 @@ def gate(w: Weights, q: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     return torch.softmax(logits, 1), confidence[:, None]
 
 
-def refine(c: dict[str, Any], weights: Weights, side: str, q: Tensor, p: Tensor, s: Tensor) -> Tensor:
-    """Queries [n, dim] with partners [n, k, dim] and similarities [n, k], none of them missing: [n, dim] unit rows."""
+def refine(
+    c: dict[str, Any], weights: Weights, side: str, q: Tensor, p: Tensor, s: Tensor, same: Tensor | None = None
+) -> Tensor:
+    """Queries [n, dim] with partners [n, k, dim] and similarities [n, k], none of them missing: [n, dim] unit rows.
+
+    A fusion with a metric compares images itself: with the neighbours' own images, `same` [n, k, dim].
+    """
     prefix = "shared." if c["shared"] else f"{side}."
     w = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if c["sides"] not in ("both", side):
         return q
+    if "metric" in w and same is not None:
+        s = F.cosine_similarity((q @ w["metric"].T)[:, None], same @ w["metric"].T, dim=-1)
     root = c["dim"] ** 0.5
     if c["method"] == "transformer":
         result = F.layer_norm(encode(c, w, q, p, s, 1.0), (c["dim"],), w["norm.weight"], w["norm.bias"])

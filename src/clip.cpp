@@ -98,6 +98,7 @@ json preprocess_json(const Preprocess& p) {
               {"mean", p.mean},
               {"std", p.std}};
   if (p.fit != Fit::stretch) object["fit"] = p.fit == Fit::inside ? "inside" : "around";
+  if (!p.rgb_first) object["rgb_first"] = false;
   if (p.torchvision_crop) object["torchvision_crop"] = true;
   if (p.fill != 0) object["fill"] = p.fill;
   return object;
@@ -166,6 +167,12 @@ void fill_image(const Image& image, const Preprocess& config, const std::string&
   } catch (const Error& error) {
     fail(kImages, name, ": ", error.what());
   }
+}
+
+/// The same of an image that nobody wants afterwards.
+void fill_image(Image&& image, const Preprocess& config, const std::string& name, std::span<float> out) {
+  fill_image(std::as_const(image), config, name, out);
+  recycle(std::move(image));
 }
 
 /// Fills batches and sends them through the tower; the next one is read and filled meanwhile.
@@ -296,7 +303,7 @@ Clip Clip::load(const fs::path& path, const ClipOptions& options) {
 
 Matrix Clip::encode_images(std::span<const fs::path> files, const Progress& progress) const {
   const auto fill = [&](std::int64_t i, std::span<float> out) {
-    fill_image(read_image(files[i]), impl_->preprocess, files[i].string(), out);
+    fill_image(read_image(files[i], impl_->preprocess.rgb_first), impl_->preprocess, files[i].string(), out);
   };
   return encode(*impl_, files.size(), fill, progress);
 }
@@ -311,7 +318,8 @@ Matrix Clip::encode_images(std::span<const Image> images, const Progress& progre
 Matrix Clip::encode_images(std::span<const std::span<const std::byte>> files, const Progress& progress) const {
   const auto fill = [&](std::int64_t i, std::span<float> out) {
     const std::string name = "image " + std::to_string(i);
-    fill_image(decode_image(files[i], name), impl_->preprocess, name, out);
+    const Preprocess& config = impl_->preprocess;
+    fill_image(decode_image(files[i], name, max_image_pixels, config.rgb_first), config, name, out);
   };
   return encode(*impl_, files.size(), fill, progress);
 }

@@ -88,7 +88,7 @@ Preprocess preprocess_for(const ClipConfig& config) {
   Preprocess preprocess;
   preprocess.shortest_edge = preprocess.crop_width = preprocess.crop_height =
       static_cast<int>(config.vision.image_size);
-  preprocess.torchvision_crop = true;
+  preprocess.torchvision_crop = true, preprocess.rgb_first = false;
   return preprocess;
 }
 

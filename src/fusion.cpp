@@ -10,6 +10,7 @@
 
 #include "fusion_json.h"
 #include "fusion_layer.h"
+#include "fusion_metric.h"
 #include "io/safetensors.h"
 #include "reco/error.h"
 #include "reco/interrupt.h"
@@ -64,7 +65,10 @@ void store(const at::Tensor& tensor, Matrix& out, std::int64_t first) {
   fusion::view(out, {out.rows(), out.cols()}).narrow(0, first, tensor.size(0)).copy_(tensor);
 }
 
-void check_shapes(const FusionConfig& config, const MatrixView& queries, const Neighbors& neighbors) {
+bool measures(const FusionConfig& config, Modality modality) { return config.metric && modality == Modality::image; }
+
+void check_shapes(const FusionConfig& config, Modality modality, const MatrixView& queries,
+                  const Neighbors& neighbors) {
   const char* tag = "fusion.fuse";
   check(queries.cols() == config.dim, tag, "queries must have ", config.dim, " columns, got ", queries.cols());
   const auto n = queries.rows();
@@ -76,6 +80,17 @@ void check_shapes(const FusionConfig& config, const MatrixView& queries, const N
         neighbors.partners.cols(), "]");
   check(k >= 1 && (config.method != "transformer" || k <= config.slots()), tag, "made for at most ", config.slots(),
         " neighbours, got ", k);
+  check(!measures(config, modality) ||
+            (neighbors.same.rows() == n * k && (n == 0 || neighbors.same.cols() == config.dim)),
+        tag, "this fusion has a metric of its own: expected the neighbours' same sides too, [", n * k, ", ", config.dim,
+        "], got [", neighbors.same.rows(), ", ", neighbors.same.cols(), "]");
+}
+
+// The similarities that this fusion measures itself.
+at::Tensor measured(const Fusion::Impl& impl, const fusion::Batch& part, const MatrixView& same, std::int64_t first) {
+  const auto rows = same.middleRows(first * part.scores.size(1), part.scores.numel());
+  return fusion::compare(impl.parameters.at("image.metric"), part.queries,
+                         fusion::view(rows, part.partners.sizes().vec()));
 }
 
 void check_choice(const char* field, const std::string& found, std::initializer_list<const char*> choices) {
@@ -102,6 +117,9 @@ void validate(const FusionConfig& config) {
               static_cast<double>(config.heads));
   check_range(config.mlp_ratio * static_cast<double>(config.dim) >= 1 && config.mlp_ratio <= 64, "mlp_ratio",
               "above 0 and at most 64", config.mlp_ratio);
+  check(!config.metric ||
+            (config.method == "gated" && config.search == "uni-modal" && config.fuse != "both" && !config.shared),
+        "fusion.validate", "metric needs method 'gated', search 'uni-modal', fuse 'partner' or 'same', and not shared");
   check_range(config.gate_width >= 1 && config.gate_width <= 1'024, "gate_width", "from 1 to 1,024",
               static_cast<double>(config.gate_width));
 }
@@ -155,17 +173,19 @@ void Fusion::save(const std::filesystem::path& path) const {
 }
 
 FusionOutput Fusion::fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const {
-  check_shapes(impl_->config, queries, neighbors);
+  check_shapes(impl_->config, modality, queries, neighbors);
   const auto n = queries.rows();
   FusionOutput out{Matrix(n, queries.cols()), Matrix(n, neighbors.scores.cols()), Matrix(n, 1), Matrix(n, 1)};
   if (n == 0) return out;
   at::set_num_threads(threads());
   const c10::NoGradGuard no_grad;
   const auto all = fusion::batch(queries, neighbors);
+  const std::string side = fusion::side_name(modality);
   for (std::int64_t first = 0; first < n; first += kRowsAtOnce) {
     check_interrupt();
-    const auto part = rows_of(all, first, std::min<std::int64_t>(kRowsAtOnce, n - first));
-    const auto fused = fusion::fuse(impl_->config, impl_->parameters, fusion::side_name(modality), part);
+    auto part = rows_of(all, first, std::min<std::int64_t>(kRowsAtOnce, n - first));
+    if (measures(impl_->config, modality)) part.scores = measured(*impl_, part, neighbors.same, first);
+    const auto fused = fusion::fuse(impl_->config, impl_->parameters, side, part);
     store(fused.embeddings, out.embeddings, first);
     store(fused.attention, out.attention, first);
     store(fused.gate, out.gate, first);

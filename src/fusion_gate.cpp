@@ -32,7 +32,7 @@ at::Tensor neighbor_features(const Side& side, const Batch& batch) {
   const auto weighted = (others * cosines).sum(2) / others.sum(2).clamp_min(1e-6);
   // A neighbour that is alone agrees with nobody: zero.
   const auto best = std::get<0>(cosines.max(2)).masked_fill(pairs.any(2).logical_not(), 0.0);
-  const auto with_query = at::matmul(batch.partners, batch.queries.unsqueeze(2)).squeeze(2);
+  const auto with_query = at::matmul(batch.queries.unsqueeze(1), batch.partners.transpose(1, 2)).squeeze(1);
   const auto behind = batch.scores - highest(batch.scores, batch.mask).unsqueeze(1);
   return at::stack({batch.scores, behind, with_query, weighted, best}, 2) * batch.mask.unsqueeze(2);
 }

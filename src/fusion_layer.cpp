@@ -29,26 +29,47 @@ at::Tensor split_heads(const at::Tensor& x, std::int64_t heads) {
 }
 
 struct Attended {
-  at::Tensor tokens;   // [n, t, d]
+  at::Tensor tokens;   // [n, t, d], or [n, 1, d]
   at::Tensor weights;  // [n, k]: of the query token on the neighbours
 };
 
-// Multi-head self-attention; `queries` rows from the front are computed (all, or the query token alone).
-Attended attend(const Side& side, const std::string& layer, const at::Tensor& x, const at::Tensor& bias,
-                std::int64_t heads, std::int64_t queries) {
-  const auto d = x.size(2);
+// One for each query.
+at::Tensor ones(const Batch& batch) { return at::ones({batch.queries.size(0), 1}, batch.queries.options()); }
+
+// Multi-head self-attention, in the precision of its matrices.
+Attended attend(const Side& side, const std::string& layer, const at::Tensor& tokens, const at::Tensor& bias,
+                std::int64_t heads) {
+  const auto d = tokens.size(2);
   const auto& weight = side[layer + ".self_attn.in_proj_weight"];
-  const auto& offset = side[layer + ".self_attn.in_proj_bias"];
-  const auto q = at::linear(x.narrow(1, 0, queries), weight.narrow(0, 0, d), offset.narrow(0, 0, d));
-  const auto kv = at::linear(x, weight.narrow(0, d, 2 * d), offset.narrow(0, d, 2 * d));
-  const auto keys = split_heads(kv.narrow(2, 0, d), heads);
-  const auto values = split_heads(kv.narrow(2, d, d), heads);
+  const auto all = at::linear(tokens.to(weight.scalar_type()), weight, side[layer + ".self_attn.in_proj_bias"]);
+  const auto part = [&](std::int64_t i) { return split_heads(all.narrow(2, i * d, d), heads); };
+  const auto values = part(2);
   const double scale = 1.0 / std::sqrt(static_cast<double>(d / heads));
   // Plain products: the flash kernel's backward pass is slow on sequences this short.
-  const auto attention = at::softmax(at::matmul(split_heads(q, heads) * scale, keys.transpose(2, 3)) + bias, -1);
-  const auto mixed = at::matmul(attention, values).transpose(1, 2).reshape({x.size(0), queries, d});
+  const auto attention = at::softmax(at::matmul(part(0) * scale, part(1).transpose(2, 3)) + bias.unsqueeze(1), -1);
+  const auto mixed = at::matmul(attention.to(values.scalar_type()), values).transpose(1, 2).reshape(tokens.sizes());
   return {side.linear(mixed, layer + ".self_attn.out_proj"),
-          attention.select(2, 0).mean(1).narrow(1, 1, x.size(1) - 1)};
+          attention.select(2, 0).mean(1).narrow(1, 1, tokens.size(1) - 1)};
+}
+
+// The same for the query token alone, with a third of the operations: q . (K x) = (K' q) . x and sum(a V x) = V sum(a
+// x), so that no token needs a key or a value. What keys are offset by is the same for all of them and leaves the
+// softmax.
+Attended attend_once(const Side& side, const std::string& layer, const at::Tensor& tokens, const at::Tensor& bias,
+                     std::int64_t heads) {
+  const auto n = tokens.size(0), d = tokens.size(2), width = d / heads;
+  const auto& weight = side[layer + ".self_attn.in_proj_weight"];
+  const auto& offset = side[layer + ".self_attn.in_proj_bias"];
+  const auto x = tokens.to(weight.scalar_type());
+  const auto matrices = [&](std::int64_t i) { return weight.narrow(0, i * d, d).view({heads, width, d}); };
+  const double scale = 1.0 / std::sqrt(static_cast<double>(width));
+  const auto query = at::linear(x.select(1, 0), weight.narrow(0, 0, d), offset.narrow(0, 0, d)) * scale;
+  const auto asked = at::bmm(query.view({n, heads, width}).transpose(0, 1), matrices(1)).transpose(0, 1);
+  const auto attention = at::softmax(at::matmul(asked, x.transpose(1, 2)) + bias, -1);
+  const auto mixed = at::matmul(attention.to(x.scalar_type()), x).transpose(0, 1);  // [heads, n, d]
+  const auto values = at::bmm(mixed, matrices(2).transpose(1, 2)).transpose(0, 1).reshape({n, 1, d});
+  return {side.linear(values + offset.narrow(0, 2 * d, d), layer + ".self_attn.out_proj"),
+          attention.mean(1).narrow(1, 1, tokens.size(1) - 1)};
 }
 
 // The pre-norm encoder over scale * [query, partners]; only the query token leaves the last layer.
@@ -58,14 +79,14 @@ Attended encode(const FusionConfig& config, const Side& side, const Batch& batch
   auto x = at::cat({batch.queries.unsqueeze(1), partners}, 1) * scale;
   if (config.method == "transformer" && config.positions) x = x + side["positions"].narrow(0, 0, x.size(1));
   const auto absent = at::constant_pad_nd(batch.mask.logical_not(), {1, 0}, 0);
-  const auto bias = at::zeros_like(absent, batch.queries.options()).masked_fill(absent, -1e9).unsqueeze(1).unsqueeze(1);
+  const auto bias = at::zeros_like(absent, batch.queries.options()).masked_fill(absent, -1e9).unsqueeze(1);
   at::Tensor weights;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     check_interrupt();
     const auto layer = "layers." + std::to_string(i);
-    const auto queries = i + 1 == config.layers ? 1 : x.size(1);
-    const auto attended = attend(side, layer, side.layer_norm(x, layer + ".norm1"), bias, config.heads, queries);
-    x = x.narrow(1, 0, queries) + attended.tokens;
+    const auto look = i + 1 == config.layers ? attend_once : attend;
+    const auto attended = look(side, layer, side.layer_norm(x, layer + ".norm1"), bias, config.heads);
+    x = x.narrow(1, 0, attended.tokens.size(1)) + attended.tokens;
     const auto hidden = at::gelu(side.linear(side.layer_norm(x, layer + ".norm2"), layer + ".linear1"));
     x = x + side.linear(hidden, layer + ".linear2");
     weights = attended.weights;
@@ -86,9 +107,8 @@ constexpr double kConfidencePower = 4.0;
 
 Fused fuse_mean(const Side& side, const Batch& batch) {
   const auto attention = masked_softmax(batch.scores * side["sharpness"], batch.mask);
-  const auto ones = at::ones({batch.queries.size(0), 1});
-  const auto gate = side["weight"] * ones;
-  return {unit(batch.queries + gate * weighted(attention, batch.partners)), attention, gate, ones};
+  const auto gate = side["weight"] * ones(batch);
+  return {unit(batch.queries + gate * weighted(attention, batch.partners)), attention, gate, ones(batch)};
 }
 
 Fused fuse_gated(const FusionConfig& config, const Side& side, const Batch& batch) {
@@ -108,14 +128,10 @@ Fused fuse_transformer(const FusionConfig& config, const Side& side, const Batch
   const auto encoded = encode(config, side, batch, 1.0);
   auto result = side.layer_norm(encoded.tokens, "norm");
   if (config.residual) result = batch.queries + result / std::sqrt(static_cast<double>(config.dim));
-  const auto ones = at::ones({batch.queries.size(0), 1});
-  return {unit(result), encoded.weights * batch.mask, ones, ones};
+  return {unit(result), encoded.weights * batch.mask, ones(batch), ones(batch)};
 }
 
-Fused leave(const Batch& batch) {
-  const auto zeros = at::zeros({batch.queries.size(0), 1});
-  return {batch.queries, at::zeros_like(batch.scores), zeros, zeros + 1};
-}
+Fused leave(const Batch& batch) { return {batch.queries, at::zeros_like(batch.scores), 0 * ones(batch), ones(batch)}; }
 
 void add_norm(std::map<std::string, std::vector<std::int64_t>>& out, const std::string& name, std::int64_t d) {
   out[name + ".weight"] = {d};
@@ -147,6 +163,7 @@ at::Tensor start(const FusionConfig& config, const std::string& name, const std:
   const bool branch_end = gated && (ends_with(name, "linear2.weight") || ends_with(name, "out_proj.weight"));
   const bool gain = shape.size() == 1 && name.find("norm") != std::string::npos && ends_with(name, ".weight");
   if (gain || ends_with(name, ".std")) return at::ones(shape);
+  if (ends_with(name, ".metric")) return at::eye(shape[0]);
   if (ends_with(name, "sharpness")) return at::full(shape, 10.0);
   if (ends_with(name, "confidence.linear2.bias")) return at::full(shape, kFirstConfidence);
   if (ends_with(name, "positions")) return at::empty(shape).normal_(0.0, 0.02, generator);
@@ -161,7 +178,8 @@ Side::Side(const FusionConfig& config, const Parameters& parameters, const std::
     : parameters_(parameters), prefix_(prefix(config, side)) {}
 
 at::Tensor Side::linear(const at::Tensor& x, const std::string& name) const {
-  return at::linear(x, (*this)[name + ".weight"], (*this)[name + ".bias"]);
+  const auto& weight = (*this)[name + ".weight"];
+  return at::linear(x.to(weight.scalar_type()), weight, (*this)[name + ".bias"]);
 }
 
 at::Tensor Side::layer_norm(const at::Tensor& x, const std::string& name) const {
@@ -193,6 +211,7 @@ std::map<std::string, std::vector<std::int64_t>> shapes(const FusionConfig& conf
   for (const auto& [name, shape] : one) {
     for (const char* side : {"image", "text"}) both[prefix(config, side) + name] = shape;
   }
+  if (config.metric) both["image.metric"] = {config.dim, config.dim};
   return both;
 }
 

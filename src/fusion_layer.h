@@ -32,6 +32,8 @@ struct Batch {
   at::Tensor partners;  ///< [n, k, d]
   at::Tensor scores;    ///< [n, k]
   at::Tensor mask;      ///< [n, k] bool: a neighbour is there
+  at::Tensor
+      compared{};  ///< [n, d] unit rows whose cosines `scores` are, where those are not of the queries themselves
 };
 
 struct Fused {

@@ -60,6 +60,9 @@ Neighbors find_neighbors(const MemoryBase& memory, const FusionConfig& config, c
   options.partners = config.fuse != "both" && fused_side(config, query) == other(searched_side(config, query));
   auto found = fusion::search(memory, config, queries, options);
   if (!options.partners) fusion::fetch(memory, config, query, found);
+  if (config.metric && query == Modality::image) {
+    found.same = memory.embeddings({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, query);
+  }
   return found;
 }
 

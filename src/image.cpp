@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "image_mode.h"
 #include "image_resize.h"
 #include "io/json.h"
 #include "model_format.h"
@@ -22,13 +23,6 @@ using nlohmann::json;
 
 constexpr int largest_side = 65'535;
 constexpr std::int64_t largest_virtual_side = std::int64_t{1} << 28;  // before the crop; nothing of that size is made
-
-void check_image(const Image& image, const char* tag) {
-  const auto side = [](int value) { return static_cast<std::size_t>(std::max(value, 0)); };
-  check(image.width > 0 && image.height > 0, tag, "image must have pixels, got ", image.width, " x ", image.height);
-  check(image.pixels.size() == 3 * side(image.width) * side(image.height), tag, "pixels of a ", image.width, " x ",
-        image.height, " image must be 3 * width * height bytes, got ", image.pixels.size());
-}
 
 void check_side(int value, const char* tag, const char* name) {
   check(value >= 1 && value <= largest_side, tag, name, " must be from 1 to ", largest_side, ", got ", value);
@@ -208,7 +202,7 @@ Preprocess load_open_clip(const std::filesystem::path& path) {
   config.fit = std::array{Fit::around, Fit::inside, Fit::stretch}[mode];
   if (mode == 0 && !shortest) config.resample = Resample::bicubic;  // open_clip forgets the setting there
   config.do_center_crop = mode != 2;
-  config.torchvision_crop = true;
+  config.torchvision_crop = true, config.rgb_first = false;
   return config;
 }
 
@@ -266,6 +260,14 @@ std::array<float, 256> channel_values(const Preprocess& config, std::size_t chan
   return values;
 }
 
+/// The fill as RGB. Like open_clip we fill before the conversion: each channel, or the palette's index, has its value.
+Image fill_pixel(const Image& image, int fill) {
+  const auto byte = static_cast<std::uint8_t>(fill);
+  Image pixel{1, 1, std::vector<std::uint8_t>(image.pixel_size(), byte), image.mode, image.palette};
+  if (image.mode == ImageMode::gray16) pixel.pixels[1] = 0;
+  return to_rgb(std::move(pixel));
+}
+
 /// Writes one channel of the crop: the pixels where they land, `plane` keeps what it holds around them.
 void write_channel(const Image& pixels, const std::array<float, 256>& values, std::size_t channel, const Overlap& x,
                    const Overlap& y, std::size_t width, std::span<float> plane) {
@@ -305,6 +307,15 @@ Preprocess Preprocess::load(const std::filesystem::path& path) {
   return config;
 }
 
+std::array<std::int64_t, 2> Preprocess::resized_size(int width, int height) const {
+  constexpr const char* tag = "image.resized_size";
+  check(width >= 1 && height >= 1, tag, "image must have pixels, got ", width, " x ", height);
+  const Size size = resized(width, height, *this);
+  check(std::min(size.width, size.height) >= 1 && std::max(size.width, size.height) <= largest_virtual_side, tag, "a ",
+        width, " x ", height, " image cannot become ", size.width, " x ", size.height);
+  return {size.width, size.height};
+}
+
 std::array<int, 2> Preprocess::output_size(int width, int height) const {
   constexpr const char* tag = "image.output_size";
   check(width >= 1 && height >= 1, tag, "image must have pixels, got ", width, " x ", height);
@@ -318,23 +329,24 @@ std::array<int, 2> Preprocess::output_size(int width, int height) const {
 void preprocess(const Image& image, const Preprocess& config, std::span<float> out) {
   constexpr const char* tag = "image.preprocess";
   check_image(image, tag);
+  if (config.rgb_first && image.mode != ImageMode::rgb) return preprocess(to_rgb(image), config, out);
   const auto [width, height] = config.output_size(image.width, image.height);
   const std::size_t plane = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
   check(config.fill >= 0 && config.fill <= 255, tag, "fill must be from 0 to 255, got ", config.fill);
   check(out.size() == 3 * plane, tag, "out must hold 3 x ", height, " x ", width, " values, got ", out.size());
-  const Size size = resized(image.width, image.height, config);
-  check(std::min(size.width, size.height) >= 1 && std::max(size.width, size.height) <= largest_virtual_side, tag, "a ",
-        image.width, " x ", image.height, " image cannot become ", size.width, " x ", size.height);
-  const Overlap x = overlap(size.width, width, config.torchvision_crop);
-  const Overlap y = overlap(size.height, height, config.torchvision_crop);
-  const Image pixels =
-      resize_region(image, size.width, size.height, config.resample, {x.source, y.source, x.length, y.length});
+  const auto [resized_width, resized_height] = config.resized_size(image.width, image.height);
+  const Overlap x = overlap(resized_width, width, config.torchvision_crop);
+  const Overlap y = overlap(resized_height, height, config.torchvision_crop);
+  Image pixels = to_rgb(
+      resize_region(image, resized_width, resized_height, config.resample, {x.source, y.source, x.length, y.length}));
+  const Image fill = fill_pixel(image, config.fill);
   for (std::size_t c = 0; c < 3; ++c) {
     const auto values = channel_values(config, c);
     const std::span<float> to = out.subspan(c * plane, plane);
-    std::fill(to.begin(), to.end(), values[static_cast<std::size_t>(config.fill)]);
+    std::fill(to.begin(), to.end(), values[fill.pixels[c]]);
     write_channel(pixels, values, c, x, y, static_cast<std::size_t>(width), to);
   }
+  recycle(std::move(pixels));
 }
 
 }  // namespace reco

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// JPEG, PNG and WebP to RGB with the bits that PIL gives. libjpeg and libpng report errors by longjmp: whatever calls
-// them runs inside run(), and owns nothing that would need a destructor there.
+// JPEG, PNG and WebP with the bits that PIL gives, in RGB or in the mode in which it opens a file. libjpeg and libpng
+// report errors by longjmp: whatever calls them runs inside run(), and owns nothing that would need a destructor there.
 #include <png.h>
 #include <webp/decode.h>
 
@@ -9,7 +9,9 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <string_view>
+#include <utility>
 
 #include "io/file.h"
 #include "reco/error.h"
@@ -31,16 +33,17 @@ using Data = std::span<const std::byte>;
 const std::uint8_t* bytes_of(Data data) { return reinterpret_cast<const std::uint8_t*>(data.data()); }
 
 /// An image of this size, after the check against decompression bombs.
-Image make_image(std::uint64_t width, std::uint64_t height, std::int64_t max_pixels, const std::string& name) {
+Image make_image(std::uint64_t width, std::uint64_t height, ImageMode mode, std::int64_t max_pixels,
+                 const std::string& name) {
   check(width > 0 && height > 0, tag, "'", name, "' has no pixels: ", width, " x ", height);
   check(max_pixels > 0 && width <= static_cast<std::uint64_t>(max_pixels) / height, tag, "'", name,
         "' must have at most ", max_pixels, " pixels, has ", width, " x ", height);
-  return {static_cast<int>(width), static_cast<int>(height), std::vector<std::uint8_t>(3 * width * height)};
+  return new_image(static_cast<int>(width), static_cast<int>(height), mode);
 }
 
-std::uint8_t* row_of(Image& image, std::size_t y) {
-  return image.pixels.data() + y * static_cast<std::size_t>(image.width) * 3;
-}
+std::size_t row_bytes(const Image& image) { return static_cast<std::size_t>(image.width) * image.pixel_size(); }
+
+std::uint8_t* row_of(Image& image, std::size_t y) { return image.pixels.data() + y * row_bytes(image); }
 
 // ---- JPEG
 
@@ -62,17 +65,15 @@ class Jpeg {
 
   Image decode(std::int64_t max_pixels) {
     run([&] { read_header(); });
-    Image image = make_image(state_.image_width, state_.image_height, max_pixels, name_);
-    std::vector<std::uint8_t> line;
-    if (state_.num_components == 4) {
-      state_.out_color_space = JCS_CMYK;
-      line.resize(std::size_t{4} * state_.image_width);
-    } else {
-      check(state_.num_components == 1 || state_.num_components == 3, tag, "'", name_,
-            "' must have 1, 3 or 4 components, has ", state_.num_components);
-      state_.out_color_space = JCS_RGB;
-    }
-    run([&] { read_lines(image, line); });
+    const int components = state_.num_components;
+    check(components == 1 || components == 3 || components == 4, tag, "'", name_,
+          "' must have 1, 3 or 4 components, has ", components);
+    Image image = make_image(state_.image_width, state_.image_height,
+                             components == 4 ? ImageMode::cmyk : ImageMode::rgb, max_pixels, name_);
+    state_.out_color_space = components == 4 ? JCS_CMYK : JCS_RGB;
+    run([&] { read_lines(image); });
+    // Adobe stores inverted inks, and PIL takes every CMYK JPEG for Adobe's.
+    if (components == 4) std::transform(image.pixels.begin(), image.pixels.end(), image.pixels.begin(), std::bit_not());
     return image;
   }
 
@@ -115,26 +116,13 @@ class Jpeg {
     jpeg_read_header(&state_, TRUE);
   }
 
-  void read_lines(Image& image, std::vector<std::uint8_t>& line) {
+  void read_lines(Image& image) {
     jpeg_start_decompress(&state_);
     while (state_.output_scanline < state_.output_height) {
-      std::uint8_t* const out = row_of(image, state_.output_scanline);
-      std::uint8_t* row = line.empty() ? out : line.data();
+      std::uint8_t* row = row_of(image, state_.output_scanline);
       jpeg_read_scanlines(&state_, &row, 1);
-      if (!line.empty()) cmyk_to_rgb(row, state_.output_width, out);
     }
     jpeg_finish_decompress(&state_);
-  }
-
-  /// Adobe stores inverted inks, and PIL takes every CMYK JPEG for Adobe's.
-  static void cmyk_to_rgb(const std::uint8_t* cmyk, std::size_t width, std::uint8_t* rgb) {
-    for (std::size_t x = 0; x < width; ++x, cmyk += 4) {
-      const unsigned key = cmyk[3];
-      for (int c = 0; c < 3; ++c) {
-        const unsigned product = (255U - cmyk[c]) * key + 128;  // the ink's share of key, divided by 255 and rounded
-        *rgb++ = static_cast<std::uint8_t>(key - ((product + (product >> 8)) >> 8));
-      }
-    }
   }
 
   const std::string& name_;
@@ -167,7 +155,7 @@ class Png {
   Png& operator=(const Png&) = delete;
   ~Png() { png_destroy_read_struct(&png_, &info_, nullptr); }
 
-  Image decode(std::int64_t max_pixels) {
+  Image decode(std::int64_t max_pixels, bool rgb) {
     run([&] {
       png_set_read_fn(png_, this, [](png_structp png, png_bytep out, std::size_t size) {
         auto* self = static_cast<Png*>(png_get_io_ptr(png));
@@ -177,55 +165,82 @@ class Png {
       });
       png_read_info(png_, info_);
     });
-    const std::size_t width = png_get_image_width(png_, info_);
-    const std::size_t height = png_get_image_height(png_, info_);
-    Image image = make_image(width, height, max_pixels, name_);
-    if (png_get_color_type(png_, info_) == PNG_COLOR_TYPE_GRAY && png_get_bit_depth(png_, info_) == 16) {
-      std::vector<std::uint8_t> samples(2 * width * height);
-      run([&] { read_rows(samples.data(), 2 * width, height); });
-      clip_gray(samples, image.pixels);
-    } else {
-      run([&] {
-        expand_to_rgb();
-        read_rows(image.pixels.data(), 3 * width, height);
-      });
-    }
+    const Layout layout = layout_of(png_get_color_type(png_, info_), png_get_bit_depth(png_, info_), rgb);
+    Image image = make_image(png_get_image_width(png_, info_), png_get_image_height(png_, info_), mode_of(layout),
+                             max_pixels, name_);
+    run([&] {
+      expand_to(layout);
+      read_rows(image);
+    });
+    if (layout == Layout::palette) image.palette = colours();
+    if (layout == Layout::bilevel) image.palette = black_and_white();
     return image;
   }
 
  private:
+  /// What the rows are read as.
+  enum class Layout { rgb, rgba, gray16, palette, bilevel };
+
+  /// Of 16-bit gray all bits count, since PIL cuts it off at 255 (but keeps the high byte of 16-bit colours).
+  static Layout layout_of(int color, int depth, bool rgb) {
+    if (color == PNG_COLOR_TYPE_GRAY && depth == 16) return Layout::gray16;
+    if (rgb) return Layout::rgb;
+    if (color == PNG_COLOR_TYPE_PALETTE) return Layout::palette;
+    if (color == PNG_COLOR_TYPE_GRAY && depth == 1) return Layout::bilevel;
+    return (color & PNG_COLOR_MASK_ALPHA) != 0 ? Layout::rgba : Layout::rgb;
+  }
+
+  static ImageMode mode_of(Layout layout) {
+    if (layout == Layout::rgba) return ImageMode::rgba;
+    if (layout == Layout::gray16) return ImageMode::gray16;
+    return layout == Layout::rgb ? ImageMode::rgb : ImageMode::palette;
+  }
+
   template <typename Step>
   void run(const Step& step) {
     if (setjmp(jump_) != 0) fail(tag, "cannot read the PNG '", name_, "': ", message_);
     step();
   }
 
-  void expand_to_rgb() {
+  void expand_to(Layout layout) {
+    if (layout == Layout::gray16) return png_set_swap(png_);
+    if (layout == Layout::palette || layout == Layout::bilevel) return png_set_packing(png_);
     png_set_strip_16(png_);
     png_set_palette_to_rgb(png_);
     png_set_expand_gray_1_2_4_to_8(png_);
     png_set_gray_to_rgb(png_);
-    png_set_strip_alpha(png_);
+    if (layout == Layout::rgb) png_set_strip_alpha(png_);
   }
 
-  void read_rows(std::uint8_t* out, std::size_t row_bytes, std::size_t height) {
+  void read_rows(Image& image) {
     const int passes = png_set_interlace_handling(png_);
     png_read_update_info(png_, info_);
-    if (png_get_rowbytes(png_, info_) != row_bytes) png_error(png_, "rows of an unexpected length");
+    if (png_get_rowbytes(png_, info_) != row_bytes(image)) png_error(png_, "rows of an unexpected length");
     for (int pass = 0; pass < passes; ++pass) {
-      for (std::size_t y = 0; y < height; ++y) {
+      for (int y = 0; y < image.height; ++y) {
         check_interrupt();
-        png_read_row(png_, out + y * row_bytes, nullptr);
+        png_read_row(png_, row_of(image, static_cast<std::size_t>(y)), nullptr);
       }
     }
   }
 
-  /// PIL cuts 16-bit gray off at 255 (but keeps the high byte of 16-bit colours).
-  static void clip_gray(const std::vector<std::uint8_t>& samples, std::vector<std::uint8_t>& pixels) {
-    for (std::size_t i = 0; 2 * i < samples.size(); ++i) {
-      const std::uint8_t value = samples[2 * i] != 0 ? 255 : samples[2 * i + 1];
-      std::memset(pixels.data() + 3 * i, value, 3);
+  /// The file's palette; black follows its end.
+  std::vector<std::uint8_t> colours() {
+    std::vector<std::uint8_t> bytes(std::size_t{3} * 256);
+    png_colorp entries = nullptr;
+    int count = 0;
+    png_get_PLTE(png_, info_, &entries, &count);
+    for (int i = 0; i < std::min(count, 256); ++i) {
+      bytes[3 * i] = entries[i].red, bytes[3 * i + 1] = entries[i].green, bytes[3 * i + 2] = entries[i].blue;
     }
+    return bytes;
+  }
+
+  /// PIL's mode 1: all but 0 is white.
+  static std::vector<std::uint8_t> black_and_white() {
+    std::vector<std::uint8_t> bytes(std::size_t{3} * 256, 255);
+    std::fill_n(bytes.begin(), 3, std::uint8_t{0});
+    return bytes;
   }
 
   const std::string& name_;
@@ -278,11 +293,12 @@ void decode_picture(Data picture, const Frame& place, const WebPBitstreamFeature
   check(fits(place.x, width, image.width) && fits(place.y, height, image.height), tag, "the WebP '", name,
         "' has a frame of ", width, " x ", height, " at ", place.x, ", ", place.y, " outside its ", image.width, " x ",
         image.height, " canvas");
-  const std::size_t stride = 3 * static_cast<std::size_t>(image.width);
-  std::uint8_t* out = row_of(image, place.y) + 3 * place.x;
+  const auto decode = image.mode == ImageMode::rgba ? WebPDecodeRGBAInto : WebPDecodeRGBInto;
+  const auto stride = static_cast<int>(row_bytes(image));
+  std::uint8_t* out = row_of(image, place.y) + image.pixel_size() * place.x;
   const auto room = image.pixels.size() - static_cast<std::size_t>(out - image.pixels.data());
-  check(WebPDecodeRGBInto(bytes_of(picture), picture.size(), out, room, static_cast<int>(stride)) != nullptr, tag,
-        "cannot read the WebP '", name, "': corrupt or truncated");
+  check(decode(bytes_of(picture), picture.size(), out, room, stride) != nullptr, tag, "cannot read the WebP '", name,
+        "': corrupt or truncated");
 }
 
 WebPBitstreamFeatures webp_features(Data data, const std::string& name) {
@@ -293,14 +309,16 @@ WebPBitstreamFeatures webp_features(Data data, const std::string& name) {
   return features;
 }
 
-Image decode_webp(Data file, const std::string& name, std::int64_t max_pixels) {
+Image decode_webp(Data file, const std::string& name, std::int64_t max_pixels, bool rgb) {
   const WebPBitstreamFeatures features = webp_features(file, name);
+  const ImageMode mode = features.has_alpha != 0 && !rgb ? ImageMode::rgba : ImageMode::rgb;
   Image image = make_image(static_cast<std::uint64_t>(features.width), static_cast<std::uint64_t>(features.height),
-                           max_pixels, name);
+                           mode, max_pixels, name);
   if (features.has_animation == 0) {
     decode_picture(file, {0, 0, file}, features, image, name);
   } else {
     const Frame frame = first_frame(file, name);
+    std::fill(image.pixels.begin(), image.pixels.end(), std::uint8_t{0});  // which the frame need not cover
     decode_picture(frame.data, frame, webp_features(frame.data, name), image, name);
   }
   return image;
@@ -310,18 +328,24 @@ bool starts_with(Data file, std::string_view magic, std::size_t at = 0) {
   return file.size() >= at + magic.size() && std::memcmp(file.data() + at, magic.data(), magic.size()) == 0;
 }
 
-}  // namespace
-
-Image decode_image(Data file, const std::string& name, std::int64_t max_pixels) {
+Image decode(Data file, const std::string& name, std::int64_t max_pixels, bool rgb) {
   if (starts_with(file, "\xFF\xD8\xFF")) return Jpeg(file, name).decode(max_pixels);
-  if (starts_with(file, "\x89PNG\r\n\x1A\n")) return Png(file, name).decode(max_pixels);
-  if (starts_with(file, "RIFF") && starts_with(file, "WEBP", 8)) return decode_webp(file, name, max_pixels);
+  if (starts_with(file, "\x89PNG\r\n\x1A\n")) return Png(file, name).decode(max_pixels, rgb);
+  if (starts_with(file, "RIFF") && starts_with(file, "WEBP", 8)) return decode_webp(file, name, max_pixels, rgb);
   fail(tag, "'", name, "' must be a JPEG, PNG or WebP file, found ", file.size(), " bytes of another format");
 }
 
-Image read_image(const std::filesystem::path& path) {
+}  // namespace
+
+Image decode_image(Data file, const std::string& name, std::int64_t max_pixels, bool rgb) {
+  Image image = decode(file, name, max_pixels, rgb);
+  if (rgb) return to_rgb(std::move(image));
+  return image;
+}
+
+Image read_image(const std::filesystem::path& path, bool rgb) {
   const std::string file = io::read_file(path);
-  return decode_image(std::as_bytes(std::span(file)), path.string());
+  return decode_image(std::as_bytes(std::span(file)), path.string(), max_image_pixels, rgb);
 }
 
 }  // namespace reco

@@ -11,11 +11,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <memory>
 #include <numbers>
 #include <utility>
 #include <vector>
 
+#include "image_memory.h"
+#include "image_mode.h"
 #include "reco/error.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -86,44 +87,53 @@ Filter filter_of(Resample resample) {
   }
 }
 
-/// For each output position, where its inputs start, how many they are, and their fixed-point weights.
+/// For each output position, where its inputs start, how many they are, and their weights: in fixed point, or
+/// exact for 16 bits.
 struct Kernel {
   std::vector<int> first;
   std::vector<int> count;
-  std::vector<std::int32_t> weights;  // [outputs, stride]
+  std::vector<std::int32_t> weights;  // [outputs, stride], or
+  std::vector<double> exact;          // [outputs, stride]
   std::size_t stride = 0;
 
-  const std::int32_t* of(int output) const { return weights.data() + static_cast<std::size_t>(output) * stride; }
+  const std::int32_t* of(std::size_t output) const { return weights.data() + output * stride; }
+  const double* exact_of(std::size_t output) const { return exact.data() + output * stride; }
   int begin() const { return first.front(); }
   int end() const { return first.back() + count.back(); }
 };
 
-/// The weights of one output, normalised to a sum of one before they are rounded.
-void quantise(std::vector<double>& exact, int count, std::int32_t* out) {
+/// The exact weights of one output, which have a sum of one.
+void weigh_exactly(const Filter& filter, double offset, double inverse, int count, double* out) {
   double sum = 0.0;
-  for (int i = 0; i < count; ++i) sum += exact[i];
+  for (int i = 0; i < count; ++i) sum += out[i] = filter.weight((i + offset) * inverse);
+  for (int i = 0; i < count && sum != 0.0; ++i) out[i] /= sum;
+}
+
+void quantise(const double* exact, int count, std::int32_t* out) {
   for (int i = 0; i < count; ++i) {
-    const double scaled = (sum != 0.0 ? exact[i] / sum : exact[i]) * (1 << precision);
+    const double scaled = exact[i] * (1 << precision);
     out[i] = static_cast<std::int32_t>(scaled + (scaled < 0.0 ? -0.5 : 0.5));
   }
 }
 
 /// The kernel of outputs [start, start + outputs) when `in` pixels become `out`.
-Kernel make_kernel(int in, std::int64_t out, std::int64_t start, int outputs, const Filter& filter) {
+Kernel make_kernel(int in, std::int64_t out, std::int64_t start, int outputs, const Filter& filter, bool deep) {
   const double scale = static_cast<double>(in) / static_cast<double>(out);
   const double widened = std::max(scale, 1.0);  // shrinking averages over all that falls into an output pixel
   const double support = filter.support * widened;
   const double inverse = 1.0 / widened;
   Kernel kernel;
   kernel.stride = static_cast<std::size_t>(std::min<double>(std::ceil(support) * 2 + 1, in));
-  kernel.weights.resize(kernel.stride * static_cast<std::size_t>(outputs));
-  std::vector<double> exact(kernel.stride);
+  kernel.exact.resize(kernel.stride * (deep ? static_cast<std::size_t>(outputs) : 1));
+  kernel.weights.resize(kernel.stride * (deep ? 0 : static_cast<std::size_t>(outputs)));
   for (int i = 0; i < outputs; ++i) {
     const double center = (static_cast<double>(start + i) + 0.5) * scale;
     const int first = std::max(static_cast<int>(center - support + 0.5), 0);
     const int count = static_cast<int>(std::min(center + support + 0.5, static_cast<double>(in))) - first;
-    for (int j = 0; j < count; ++j) exact[j] = filter.weight((j + first - center + 0.5) * inverse);
-    quantise(exact, count, kernel.weights.data() + kernel.stride * static_cast<std::size_t>(i));
+    const std::size_t at = kernel.stride * static_cast<std::size_t>(i);
+    double* exact = kernel.exact.data() + (deep ? at : 0);
+    weigh_exactly(filter, first - center + 0.5, inverse, count, exact);
+    if (!deep) quantise(exact, count, kernel.weights.data() + at);
     kernel.first.push_back(first);
     kernel.count.push_back(count);
   }
@@ -252,13 +262,19 @@ Weigh choose() {
   return weigh<width>;
 }
 
-/// All output pixels of a tile.
-void horizontal_tile(const std::uint8_t* tile, const int* first, const int* count, const std::int32_t* weights,
-                     std::size_t stride, int outputs, std::uint8_t* out) {
-  constexpr int pixel = 3 * lanes;
-  static const Weigh weigh_pixel = choose<pixel>();
-  for (int x = 0; x < outputs; ++x, weights += stride, out += pixel) {
-    weigh_pixel(tile + static_cast<std::size_t>(first[x]) * pixel, pixel, weights, count[x], out);
+/// What weighs the channels of a pixel in all rows of a tile.
+Weigh choose(int channels) {
+  static const std::array<Weigh, 3> choices{choose<lanes>(), choose<3 * lanes>(), choose<4 * lanes>()};
+  return choices[static_cast<std::size_t>(channels / 2)];  // 1, 3 or 4
+}
+
+/// All output pixels of a tile, which starts with the kernel's first.
+void horizontal_tile(const std::uint8_t* tile, int channels, const Kernel& kernel, std::uint8_t* out) {
+  const std::size_t pixel = static_cast<std::size_t>(channels) * lanes;
+  const Weigh weigh_pixel = choose(channels);
+  for (std::size_t x = 0; x < kernel.first.size(); ++x, out += pixel) {
+    const auto start = static_cast<std::size_t>(kernel.first[x] - kernel.begin());
+    weigh_pixel(tile + start * pixel, pixel, kernel.of(x), kernel.count[x], out);
   }
 }
 
@@ -277,12 +293,15 @@ struct Band {
       : rows(height),
         bytes(width),
         stride((width + chunk - 1) / chunk * chunk),
-        data(new std::uint8_t[stride * static_cast<std::size_t>(height)]) {}
-  std::uint8_t* row(int y) { return data.get() + stride * static_cast<std::size_t>(y); }
+        data(take_memory(stride * static_cast<std::size_t>(height))) {}
+  Band(Band&&) = default;
+  Band& operator=(Band&&) = delete;
+  ~Band() { give_back(std::move(data)); }
+  std::uint8_t* row(int y) { return data.data() + stride * static_cast<std::size_t>(y); }
   int rows;
   std::size_t bytes;
   std::size_t stride;
-  std::unique_ptr<std::uint8_t[]> data;  // not a vector: that would be cleared first
+  std::vector<std::uint8_t> data;
 };
 
 /// Columns [left, left + width) of the image's rows [top, top + height).
@@ -294,32 +313,28 @@ struct View {
   int height;
   const std::uint8_t* row(int y) const {
     const auto pixel = static_cast<std::int64_t>(top + y) * image.width + left;
-    return image.pixels.data() + 3 * static_cast<std::size_t>(pixel);
+    return image.pixels.data() + image.pixel_size() * static_cast<std::size_t>(pixel);
   }
 };
 
 Band copy(const View& view) {
-  Band band(view.height, 3 * static_cast<std::size_t>(view.width));
+  Band band(view.height, view.image.pixel_size() * static_cast<std::size_t>(view.width));
   for (int y = 0; y < view.height; ++y) std::memcpy(band.row(y), view.row(y), band.bytes);
   return band;
 }
 
 /// Resamples rows horizontally; `row(y)` gives the y-th of `rows`, starting with the kernel's first pixel.
 template <typename Row>
-Band horizontal_pass(const Row& row, int rows, const Kernel& kernel) {
-  const auto outputs = static_cast<int>(kernel.first.size());
-  const auto in_bytes = static_cast<std::size_t>(kernel.end() - kernel.begin()) * 3;
-  Band band(rows, static_cast<std::size_t>(outputs) * 3);
+Band horizontal_pass(const Row& row, int rows, int channels, const Kernel& kernel) {
+  const auto in_bytes = static_cast<std::size_t>(kernel.end() - kernel.begin()) * channels;
+  Band band(rows, kernel.first.size() * channels);
   std::vector<std::uint8_t> in((in_bytes + lanes) * lanes);
   std::vector<std::uint8_t> out((band.bytes + lanes) * lanes);
-  std::vector<int> first = kernel.first;
-  for (int& start : first) start -= kernel.begin();
   for (int y = 0; y < rows; y += lanes) {
     const std::uint8_t* sources[lanes];
     for (int r = 0; r < lanes; ++r) sources[r] = row(std::min(y + r, rows - 1));
     to_tile(sources, in_bytes, in.data());
-    horizontal_tile(in.data(), first.data(), kernel.count.data(), kernel.weights.data(), kernel.stride, outputs,
-                    out.data());
+    horizontal_tile(in.data(), channels, kernel, out.data());
     from_tile(out.data(), band.bytes, std::min(lanes, rows - y), band.row(y), band.stride);
   }
   return band;
@@ -335,6 +350,47 @@ Band vertical_pass(Band& in, const Kernel& kernel) {
   return out;
 }
 
+/// PIL weighs 16-bit gray in floating point, and clips the two bytes of the sum each for itself.
+void weigh_deep(const std::uint8_t* in, std::size_t step, const double* weights, int count, std::uint8_t* out) {
+  double sum = 0.0;
+  for (int k = 0; k < count; ++k, in += step) sum += (in[0] | in[1] << 8) * weights[k];
+  const auto value = static_cast<int>(sum + (sum < 0.0 ? -0.5 : 0.5));
+  out[0] = static_cast<std::uint8_t>(std::max(value % 256, 0));
+  out[1] = static_cast<std::uint8_t>(std::clamp(value >> 8, 0, 255));
+}
+
+/// horizontal_pass() of 16-bit gray.
+template <typename Row>
+Band deep_horizontal_pass(const Row& row, int rows, const Kernel& kernel) {
+  Band band(rows, 2 * kernel.first.size());
+  for (int y = 0; y < rows; ++y) {
+    for (std::size_t x = 0; x < kernel.first.size(); ++x) {
+      const std::uint8_t* in = row(y) + 2 * static_cast<std::size_t>(kernel.first[x] - kernel.begin());
+      weigh_deep(in, 2, kernel.exact_of(x), kernel.count[x], band.row(y) + 2 * x);
+    }
+  }
+  return band;
+}
+
+/// vertical_pass() of 16-bit gray.
+Band deep_vertical_pass(Band& in, const Kernel& kernel) {
+  Band out(static_cast<int>(kernel.first.size()), in.bytes);
+  for (int y = 0; y < out.rows; ++y) {
+    const std::uint8_t* rows = in.row(kernel.first[y] - kernel.begin());
+    for (std::size_t x = 0; x < in.bytes; x += 2) {
+      weigh_deep(rows + x, in.stride, kernel.exact_of(y), kernel.count[y], out.row(y) + x);
+    }
+  }
+  return out;
+}
+
+/// An image of the region's size in the mode of another.
+Image blank(const Image& like, const Region& region) {
+  Image image = new_image(region.width, region.height, like.mode);
+  image.palette = like.palette;
+  return image;
+}
+
 /// The input position of each output in [start, start + outputs). PIL adds up the step, so its rounding errors too.
 std::vector<int> nearest_positions(int in, std::int64_t out, std::int64_t start, int outputs) {
   const double step = static_cast<double>(in) / static_cast<double>(out);
@@ -348,55 +404,75 @@ std::vector<int> nearest_positions(int in, std::int64_t out, std::int64_t start,
   return positions;
 }
 
-void nearest_pass(const Image& image, std::int64_t width, std::int64_t height, const Region& region, Image& out) {
-  const auto columns = nearest_positions(image.width, width, region.left, region.width);
-  const auto rows = nearest_positions(image.height, height, region.top, region.height);
-  std::uint8_t* to = out.pixels.data();
+template <std::size_t size>
+void pick(const Image& image, const std::vector<int>& columns, const std::vector<int>& rows, std::uint8_t* to) {
   for (const int y : rows) {
-    const std::uint8_t* from = image.pixels.data() + static_cast<std::size_t>(y) * image.width * 3;
-    for (const int x : columns) {
-      const std::uint8_t* pixel = from + static_cast<std::size_t>(x) * 3;
-      *to++ = pixel[0];
-      *to++ = pixel[1];
-      *to++ = pixel[2];
-    }
+    const std::uint8_t* from = image.pixels.data() + static_cast<std::size_t>(y) * image.width * size;
+    for (const int x : columns) to = std::copy_n(from + static_cast<std::size_t>(x) * size, size, to);
   }
 }
 
+void nearest_pass(const Image& image, std::int64_t width, std::int64_t height, const Region& region, Image& out) {
+  const auto columns = nearest_positions(image.width, width, region.left, region.width);
+  const auto rows = nearest_positions(image.height, height, region.top, region.height);
+  constexpr std::array picks{pick<1>, pick<2>, pick<3>, pick<4>};
+  picks[image.pixel_size() - 1](image, columns, rows, out.pixels.data());
+}
+
 Band resample(const Image& image, std::int64_t width, std::int64_t height, const Filter& filter, const Region& region) {
+  const auto channels = static_cast<int>(image.pixel_size());
+  const bool deep = image.mode == ImageMode::gray16;
   // A side that stays as it is has the kernel "this pixel, once".
   const Filter identity{box, 0.5};
   const Kernel rows =
-      make_kernel(image.height, height, region.top, region.height, height == image.height ? identity : filter);
+      make_kernel(image.height, height, region.top, region.height, height == image.height ? identity : filter, deep);
   const Kernel columns =
-      make_kernel(image.width, width, region.left, region.width, width == image.width ? identity : filter);
+      make_kernel(image.width, width, region.left, region.width, width == image.width ? identity : filter, deep);
   const View view{image, columns.begin(), rows.begin(), columns.end() - columns.begin(), rows.end() - rows.begin()};
+  const auto horizontally = [&](const auto& row, int count) {
+    return deep ? deep_horizontal_pass(row, count, columns) : horizontal_pass(row, count, channels, columns);
+  };
+  const auto vertically = [&](Band& band) { return deep ? deep_vertical_pass(band, rows) : vertical_pass(band, rows); };
   // Since version 13, PIL starts with the vertical pass where the height shrinks by far more than the width; the order
   // shows, as pixels between the passes are rounded.
   if (height < image.height && image.height - height > 2 * (image.width - width)) {
     Band source = copy(view);
-    Band between = vertical_pass(source, rows);
-    return horizontal_pass([&](int y) { return between.row(y); }, between.rows, columns);
+    Band between = vertically(source);
+    return horizontally([&](int y) { return between.row(y); }, between.rows);
   }
-  Band between =
-      width == image.width ? copy(view) : horizontal_pass([&](int y) { return view.row(y); }, view.height, columns);
-  return height == image.height ? std::move(between) : vertical_pass(between, rows);
+  Band between = width == image.width ? copy(view) : horizontally([&](int y) { return view.row(y); }, view.height);
+  return height == image.height ? std::move(between) : vertically(between);
+}
+
+/// resize_region() of an image whose channels are weighed as they are.
+Image resampled(const Image& image, std::int64_t width, std::int64_t height, const Filter& filter,
+                const Region& region) {
+  Image out = blank(image, region);
+  const std::size_t bytes = image.pixel_size() * static_cast<std::size_t>(region.width);
+  Band band = resample(image, width, height, filter, region);
+  for (int y = 0; y < out.height; ++y) {
+    std::memcpy(out.pixels.data() + static_cast<std::size_t>(y) * bytes, band.row(y), bytes);
+  }
+  return out;
 }
 
 }  // namespace
 
 Image resize_region(const Image& image, std::int64_t width, std::int64_t height, Resample filter,
                     const Region& region) {
-  const auto bytes = static_cast<std::size_t>(region.width) * 3;
-  Image out{region.width, region.height, std::vector<std::uint8_t>(bytes * static_cast<std::size_t>(region.height))};
-  if (filter == Resample::nearest || (width == image.width && height == image.height)) {
+  const bool same_size = width == image.width && height == image.height;
+  if (filter == Resample::nearest || image.mode == ImageMode::palette || same_size) {
+    Image out = blank(image, region);
     nearest_pass(image, width, height, region, out);
     return out;
   }
-  Band band = resample(image, width, height, filter_of(filter), region);
-  for (int y = 0; y < out.height; ++y) {
-    std::memcpy(out.pixels.data() + static_cast<std::size_t>(y) * bytes, band.row(y), bytes);
-  }
+  if (image.mode != ImageMode::rgba) return resampled(image, width, height, filter_of(filter), region);
+  Image weighted = blank(image, {0, 0, image.width, image.height});
+  std::copy(image.pixels.begin(), image.pixels.end(), weighted.pixels.begin());
+  premultiply(weighted);
+  Image out = resampled(weighted, width, height, filter_of(filter), region);
+  recycle(std::move(weighted));
+  unpremultiply(out);
   return out;
 }
 

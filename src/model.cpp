@@ -25,8 +25,10 @@ Model::Model(Clip clip, std::shared_ptr<const MemoryBase> memory, Fusion fusion,
   check(memory_ != nullptr, "model.create", "there is no memory");
   check(memory_->dim() == clip_.dim() && config.dim == clip_.dim(), "model.create", "CLIP has dim ", clip_.dim(),
         ", the memory ", memory_->dim(), ", the fusion ", config.dim);
-  check(options.k >= 1 && (config.method != "transformer" || options.k <= config.k), "model.create",
-        "k must be at least 1 and, for this fusion, at most ", config.k, ", got ", options.k);
+  const auto k = options_.k.value_or(config.k);
+  check(k >= 1 && (config.method != "transformer" || k <= config.k), "model.create",
+        "k must be at least 1 and, for this fusion, at most ", config.k, ", got ", k);
+  options_.k = k;
   check_encoder("memory", memory_->encoder(), clip_.fingerprint());
   check_encoder("fusion", fusion_.encoder(), clip_.fingerprint());
 }
@@ -77,7 +79,7 @@ Explanation Model::explain(Modality modality, const MatrixView& embedding) const
 Neighbors Model::find(Modality modality, const MatrixView& embeddings,
                       const std::vector<std::vector<std::string>>& exclude_keys) const {
   const SearchOptions search{
-      .k = options_.k, .modality = modality, .exclude_keys = exclude_keys, .max_similarity = options_.max_similarity};
+      .k = *options_.k, .modality = modality, .exclude_keys = exclude_keys, .max_similarity = options_.max_similarity};
   return find_neighbors(*memory_, fusion_.config(), embeddings, search);
 }
 

@@ -50,9 +50,10 @@ void replace_rows(const TrainingConfig& config, const Draw& d, Batch& batch, con
   const auto own = at::arange(n, at::kLong).unsqueeze(1);
   const auto source = (own + 1 + d.below(n - 1, {n, k})).remainder(n).view({n * k});
   const auto take = [&](const at::Tensor& side) { return side.index_select(0, source).view({n, k, -1}); };
-  const auto searched = take(config.fusion.search == "cross-modal" ? other_side : batch.queries);
+  const auto& compared = batch.compared.defined() ? batch.compared : batch.queries;
+  const auto searched = take(config.fusion.search == "cross-modal" ? other_side : compared);
   const auto fused = take(config.fusion.fuse == "same" ? batch.queries : other_side);
-  batch.scores = at::where(chosen, (searched * batch.queries.unsqueeze(1)).sum(2), batch.scores);
+  batch.scores = at::where(chosen, (searched * compared.unsqueeze(1)).sum(2), batch.scores);
   batch.partners = at::where(chosen.unsqueeze(2), fused, batch.partners);
   batch.mask = batch.mask.logical_or(chosen);
   truth = truth * chosen.logical_not();

@@ -7,8 +7,9 @@
 #include <cmath>
 #include <numeric>
 #include <random>
-#include <unordered_map>
+#include <set>
 
+#include "fusion_metric.h"
 #include "fusion_search.h"
 #include "reco/error.h"
 
@@ -16,7 +17,9 @@ namespace reco::training {
 
 namespace {
 
-constexpr std::int64_t kRowsAtOnce = 4096;
+constexpr std::int64_t kComparedAtOnce = 8192;  // images, with all texts
+constexpr std::int64_t kSample = 256;           // pairs whose neighbours of an earlier run are compared again
+constexpr float kTolerance = 0.01F;             // of similarities, which memories round differently
 const char* kTag = "training.train";
 
 void check_pairs(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config) {
@@ -34,8 +37,8 @@ void check_pairs(const TrainingData& data, const MemoryBase& memory, const Train
   check(memory.size() > 0, kTag, "the memory is empty");
 }
 
-// Row numbers of all pairs' neighbours; of the pairs held at a time, tokens and attention of every layer, there and
-// back, for both sides; the contrastive matrix.
+// Order and concepts of all pairs, and their neighbours where those have no file; of the pairs held at a time, tokens
+// and attention of every layer, there and back, for both sides; the contrastive matrix.
 void check_room(std::int64_t pairs, const TrainingConfig& config) {
   const auto number = [](std::int64_t x) { return static_cast<double>(x); };
   const auto batch = std::min(config.batch_size, pairs);
@@ -44,7 +47,8 @@ void check_room(std::int64_t pairs, const TrainingConfig& config) {
   const double layers = number(config.fusion.layers);
   const double tokens = held * slots * dim * (1 + layers * (8 + 2 * config.fusion.mlp_ratio));
   const double attention = held * slots * slots * (2 + layers * number(config.fusion.heads));
-  const double bytes = 24 * number(pairs) * slots + 16 * (tokens + attention + number(batch) * number(batch));
+  const double table = neighbor_folder(config).empty() ? 2 * 12 * number(config.fusion.k) : 0;
+  const double bytes = number(pairs) * (64 + table) + 16 * (tokens + attention + number(batch) * number(batch));
   const double room = number(sysconf(_SC_PHYS_PAGES)) * number(sysconf(_SC_PAGE_SIZE));
   check(bytes < room, kTag, "training would need about ", std::llround(bytes / 1e9), " GB, the machine has ",
         std::llround(room / 1e9), " GB: lower micro_batch, batch_size or k");
@@ -64,14 +68,6 @@ void check_data(const TrainingData& data, const MemoryBase& memory, const Traini
         " concepts, got ", data.concepts.size());
   check(data.images.allFinite() && data.texts.allFinite(), kTag, "embeddings must be finite");
   check(memory.size() > 0, kTag, "the memory is empty");
-}
-
-std::vector<std::vector<std::string>> own_keys(const std::vector<std::string>& keys, std::int64_t first,
-                                               std::int64_t count) {
-  std::vector<std::vector<std::string>> out;
-  if (keys.empty()) return out;
-  for (std::int64_t i = first; i < first + count; ++i) out.push_back({keys[i]});
-  return out;
 }
 
 Matrix select(const Matrix& matrix, std::span<const std::int64_t> rows) {
@@ -106,19 +102,71 @@ Dataset::Dataset(const TrainingData& data, const MemoryBase& memory, const Train
   if (data.pairs) pair_rows_ = data.pairs->rows();
   size_ = data.pairs ? static_cast<std::int64_t>(pair_rows_.size()) : data.images.rows();
   check_room(size_, config);
+  neighbors_.emplace(config, size_, memory);
   std::int64_t done = 0;
-  const auto report = [&](std::int64_t count) {
-    done += count;
-    check(!progress || progress(done, 2 * size_), "interrupted", "training stopped while neighbours were searched");
-  };
-  images_ = search(Modality::image, config, report);
-  texts_ = search(Modality::text, config, report);
-  std::vector<std::int64_t> concepts = data.concepts;
-  if (concepts.empty()) {
-    concepts.resize(size_);
-    std::iota(concepts.begin(), concepts.end(), 0);
+  neighbors_->fill([&](Modality side, std::int64_t first, std::int64_t count, std::int64_t k) {
+    check(!progress || progress(done += count, 2 * size_), "interrupted",
+          "training stopped while neighbours were searched");
+    std::vector<std::int64_t> rows(count);
+    std::iota(rows.begin(), rows.end(), first);
+    return fusion::search(memory_, config_, embeddings(side, rows),
+                          {.k = k,
+                           .modality = side,
+                           .exclude_keys = own_keys(rows),
+                           .max_similarity = config.max_similarity,
+                           .partners = false});
+  });
+  if (neighbors_->reused()) check_reused();
+  split(config.validation, config.seed);
+}
+
+// A pair's own key in the memory, or none.
+std::vector<std::vector<std::string>> Dataset::own_keys(std::span<const std::int64_t> rows) const {
+  std::vector<std::vector<std::string>> out;
+  if (!data_.pairs && data_.keys.empty()) return out;
+  std::vector<std::int64_t> stored(rows.begin(), rows.end());
+  if (data_.pairs) {
+    for (auto& row : stored) row = pair_rows_[row];
+    for (auto& key : data_.pairs->keys(stored)) out.push_back({std::move(key)});
+  } else {
+    for (const auto row : rows) out.push_back({data_.keys[row]});
   }
-  split(concepts, config.validation, config.seed);
+  return out;
+}
+
+// Neighbours that an earlier run found, or another program, must be those of these pairs in this memory.
+void Dataset::check_reused() const {
+  const std::int64_t highest = neighbors_->highest_row();
+  try {
+    memory_.embeddings(std::span(&highest, 1), Modality::image);
+  } catch (const Error& error) {
+    fail(kTag, "the neighbours in ", neighbors_->folder().string(), " are not of this memory: ", error.what());
+  }
+  check_scores(Modality::image);
+  check_scores(Modality::text);
+}
+
+// Compares a sample: the similarity of query and neighbour, and that no neighbour is the pair itself.
+void Dataset::check_scores(Modality side) const {
+  std::vector<std::int64_t> rows;
+  const auto count = std::min(size_, kSample);
+  for (std::int64_t i = 0; i < count; ++i) rows.push_back(i * size_ / count);
+  const auto found = neighbors_->of(side, rows, config_.k);
+  const std::span flat(found.rows.data(), static_cast<std::size_t>(found.rows.size()));
+  const bool across = config_.search == "cross-modal";
+  const auto searched = (side == Modality::image) != across ? Modality::image : Modality::text;
+  const Matrix queries = embeddings(side, rows).rowwise().normalized(), near = memory_.embeddings(flat, searched);
+  const auto keys = memory_.keys(flat);
+  const auto own = own_keys(rows);
+  for (std::int64_t i = 0; i < found.rows.size(); ++i) {
+    const auto query = i / found.k;
+    const float expected = near.row(i).dot(queries.row(query));
+    const bool same = std::abs(expected - found.scores.data()[i]) < kTolerance;
+    check(same && (own.empty() || flat[i] < 0 || keys[i] != own[query][0]), kTag, "the neighbours in ",
+          neighbors_->folder().string(), " are not of these pairs in this memory: ", fusion::side_name(side), " ",
+          rows[query], " and row ", flat[i], " have a similarity of ", expected, ", found ", found.scores.data()[i],
+          "; remove the folder to search again");
+  }
 }
 
 Matrix Dataset::embeddings(Modality side, std::span<const std::int64_t> rows) const {
@@ -128,49 +176,71 @@ Matrix Dataset::embeddings(Modality side, std::span<const std::int64_t> rows) co
   return data_.pairs->embeddings(stored, side);
 }
 
-Neighbors Dataset::search(Modality side, const TrainingConfig& config,
-                          const std::function<void(std::int64_t)>& report) const {
-  SearchOptions options{.k = config_.k, .modality = side, .max_similarity = config.max_similarity, .partners = false};
-  Neighbors all{config_.k, IndexMatrix(size_, config_.k), Matrix(size_, config_.k), {}};
-  for (std::int64_t first = 0; first < size_; first += kRowsAtOnce) {
-    const auto count = std::min<std::int64_t>(kRowsAtOnce, size_ - first);
-    std::vector<std::int64_t> rows(count);
-    std::iota(rows.begin(), rows.end(), first);
-    const auto keys = data_.pairs ? data_.pairs->keys(std::span(pair_rows_).subspan(first, count)) : data_.keys;
-    options.exclude_keys = own_keys(keys, data_.pairs ? 0 : first, count);
-    const auto part = fusion::search(memory_, config_, embeddings(side, rows), options);
-    all.rows.middleRows(first, count) = part.rows;
-    all.scores.middleRows(first, count) = part.scores;
-    report(count);
-  }
-  return all;
-}
-
 fusion::Batch Dataset::batch(Modality side, const std::vector<std::int64_t>& rows) const {
-  const auto& all = side == Modality::image ? images_ : texts_;
   const auto n = static_cast<std::int64_t>(rows.size());
-  Neighbors found{all.k, IndexMatrix(n, all.k), select(all.scores, rows), {}};
-  for (std::int64_t i = 0; i < n; ++i) found.rows.row(i) = all.rows.row(rows[i]);
+  auto found = neighbors_->of(side, rows, config_.k);
   fusion::fetch(memory_, config_, side, found);
   const auto mask = at::from_blob(found.rows.data(), {n, found.k}, at::kLong).ge(0);
-  return {copied(embeddings(side, rows), {n, config_.dim}), copied(found.partners, {n, found.k, config_.dim}),
-          copied(found.scores, {n, found.k}), mask};
+  fusion::Batch out{queries(side, rows), copied(found.partners, {n, found.k, config_.dim}),
+                    copied(found.scores, {n, found.k}), mask};
+  if (side == Modality::text || !metric_.defined()) return out;
+  const std::span flat(found.rows.data(), static_cast<std::size_t>(found.rows.size()));
+  const auto same = copied(memory_.embeddings(flat, side), {n, found.k, config_.dim});
+  out.scores = fusion::compare(metric_, out.queries, same);
+  out.compared = fusion::mapped(metric_, out.queries);
+  return out;
 }
 
-void Dataset::split(const std::vector<std::int64_t>& concepts, double share, std::uint64_t seed) {
-  std::unordered_map<std::int64_t, std::size_t> places;
-  std::vector<std::vector<std::int64_t>> groups;
-  for (std::size_t row = 0; row < concepts.size(); ++row) {
-    const auto [entry, is_new] = places.try_emplace(concepts[row], groups.size());
-    if (is_new) groups.emplace_back();
-    groups[entry->second].push_back(static_cast<std::int64_t>(row));
+void Dataset::compare_with(const Parameters& parameters) {
+  if (!config_.metric) return;
+  metric_ = parameters.at("image.metric").detach().cpu();
+}
+
+at::Tensor Dataset::queries(Modality side, const std::vector<std::int64_t>& rows) const {
+  return copied(embeddings(side, rows), {static_cast<std::int64_t>(rows.size()), config_.dim});
+}
+
+// Rows of one concept become neighbours; concepts come in random order, the first of them held out. Rows that are held
+// out by name make concepts of their own.
+void Dataset::split(double share, std::uint64_t seed) {
+  const auto& concepts = data_.concepts;
+  const std::set<std::int64_t> held(data_.held_out.begin(), data_.held_out.end());
+  check(held.empty() || (*held.begin() >= 0 && *held.rbegin() < size_), kTag, "held_out must be rows from 0 to ",
+        size_ - 1);
+  const auto concept_of = [&](std::int64_t row) {
+    return std::pair(!held.contains(row), concepts.empty() ? row : concepts[row]);
+  };
+  std::vector<std::int64_t> sorted(size_), runs;
+  std::iota(sorted.begin(), sorted.end(), 0);
+  if (!concepts.empty() || !held.empty()) {
+    std::sort(sorted.begin(), sorted.end(),
+              [&](auto a, auto b) { return std::pair(concept_of(a), a) < std::pair(concept_of(b), b); });
   }
-  check(groups.size() >= 2, kTag, "expected pairs of two concepts or more, got ", groups.size());
+  const auto begins = [&](std::int64_t i) {
+    return i == 0 || i == size_ || concept_of(sorted[i]) != concept_of(sorted[i - 1]);
+  };
+  for (std::int64_t i = 0; i < size_; ++i) {
+    if (begins(i)) runs.push_back(i);
+  }
+  // As they first appear, then shuffled.
+  std::sort(runs.begin(), runs.end(), [&](auto a, auto b) { return sorted[a] < sorted[b]; });
   auto random = generator(seed, ~0ULL);
-  shuffle(groups, random);
-  const auto held = std::min(groups.size() - 2, static_cast<std::size_t>(share * static_cast<double>(groups.size())));
-  validation_.assign(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(held));
-  train_.assign(groups.begin() + static_cast<std::ptrdiff_t>(held), groups.end());
+  shuffle(runs, random);
+  const auto named = std::stable_partition(runs.begin(), runs.end(), [&](auto i) { return held.contains(sorted[i]); });
+  held_out_ = static_cast<std::size_t>(named - runs.begin());
+  check(runs.size() >= held_out_ + 2, kTag, "expected pairs of two concepts or more, got ", runs.size() - held_out_);
+  check(held_out_ <= kMostHeldOut, kTag, "held_out must have ", kMostHeldOut, " concepts at most, got ", held_out_);
+  grouped_.reserve(sorted.size());
+  starts_.reserve(runs.size() + 1);
+  for (auto i : runs) {
+    starts_.push_back(static_cast<std::int64_t>(grouped_.size()));
+    do grouped_.push_back(sorted[i++]);
+    while (!begins(i));
+  }
+  starts_.push_back(size_);
+  if (!held.empty()) return;
+  held_out_ =
+      std::min({runs.size() - 2, static_cast<std::size_t>(share * static_cast<double>(runs.size())), kMostHeldOut});
 }
 
 Pairs Dataset::rows(const std::vector<std::int64_t>& rows) const {
@@ -181,7 +251,9 @@ std::vector<std::vector<std::int64_t>> Dataset::epoch(std::uint64_t seed, std::i
                                                       std::int64_t batch_size) const {
   auto random = generator(seed, static_cast<std::uint64_t>(epoch));
   std::vector<std::int64_t> order;
-  for (const auto& rows : train_) order.push_back(rows[below(random, rows.size())]);
+  const auto concepts = train();
+  order.reserve(concepts.size());
+  for (std::size_t i = 0; i < concepts.size(); ++i) order.push_back(concepts[i][below(random, concepts[i].size())]);
   shuffle(order, random);
   const auto total = static_cast<std::int64_t>(order.size());
   // Batches of equal size, so that no epoch ends on a small one with few negatives.
@@ -194,8 +266,14 @@ std::vector<std::vector<std::int64_t>> Dataset::epoch(std::uint64_t seed, std::i
 }
 
 double accuracy(const at::Tensor& images, const at::Tensor& texts, const std::vector<std::int64_t>& own) {
-  const auto best = at::matmul(images, texts.t()).argmax(1);
-  return best.eq(at::tensor(own, at::kLong)).to(at::kDouble).mean().item<double>();
+  const auto wanted = at::tensor(own, at::kLong).to(images.device());
+  double hits = 0;
+  for (std::int64_t first = 0; first < images.size(0); first += kComparedAtOnce) {
+    const auto count = std::min(kComparedAtOnce, images.size(0) - first);
+    const auto best = at::matmul(images.narrow(0, first, count), texts.t()).argmax(1);
+    hits += best.eq(wanted.narrow(0, first, count)).sum().item<double>();
+  }
+  return hits / static_cast<double>(own.size());
 }
 
 }  // namespace reco::training

@@ -9,6 +9,7 @@
 
 #include "fusion_layer.h"
 #include "reco/training.h"
+#include "training_neighbors.h"
 
 namespace reco::training {
 
@@ -18,29 +19,61 @@ struct Pairs {
   fusion::Batch texts;
 };
 
+/// The rows of each concept: a view.
+class Concepts {
+ public:
+  Concepts(std::span<const std::int64_t> rows, std::span<const std::int64_t> starts) : rows_(rows), starts_(starts) {}
+
+  std::size_t size() const { return starts_.size() - 1; }
+  bool empty() const { return size() == 0; }
+  std::span<const std::int64_t> operator[](std::size_t i) const {
+    return rows_.subspan(starts_[i], starts_[i + 1] - starts_[i]);
+  }
+
+ private:
+  std::span<const std::int64_t> rows_, starts_;
+};
+
 /// All pairs with the row numbers of their neighbours; embeddings are read batch by batch. Data and memory must outlive
-/// it.
+/// it. Of pairs that lie in a memory it holds 24 bytes each, and 16 more for an epoch; their neighbours too, unless
+/// those have a folder.
 class Dataset {
  public:
-  /// Searches `memory` for every pair, its own key left out. Throws Error when data and memory do not fit.
+  /// Searches `memory` for every pair, its own key left out, or opens what an earlier run found. Throws Error when
+  /// data, memory and found neighbours do not fit.
   Dataset(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config, const Progress& progress);
+
+  /// Forgets the neighbours once training is done, unless the config named a folder for them.
+  void discard_neighbors() { neighbors_->discard(); }
+
+  /// Images are compared with the metric of these weights from now on, where the config has one.
+  void compare_with(const Parameters& parameters);
+
+  /// One side's embeddings of the given pairs [n, d].
+  at::Tensor queries(Modality side, const std::vector<std::int64_t>& rows) const;
 
   /// The given pairs with what is fused of their neighbours.
   Pairs rows(const std::vector<std::int64_t>& rows) const;
 
-  /// The rows of each concept that is trained on; of each that is held out.
-  const std::vector<std::vector<std::int64_t>>& train() const { return train_; }
-  const std::vector<std::vector<std::int64_t>>& validation() const { return validation_; }
+  /// The rows of each concept that is trained on; of each that is held out, kMostHeldOut at most.
+  Concepts train() const { return {grouped_, std::span(starts_).subspan(held_out_)}; }
+  Concepts validation() const { return {grouped_, std::span(starts_).first(held_out_ + 1)}; }
+
+  /// Whether the data says what is held out; then all that is chosen is chosen by that, else means by what is trained
+  /// on.
+  bool given_validation() const { return !data_.held_out.empty(); }
 
   /// The batches of one epoch: concepts in random order, each through one random row. Depends on seed and epoch alone,
   /// so that a resumed run sees what an unbroken one would.
   std::vector<std::vector<std::int64_t>> epoch(std::uint64_t seed, std::int64_t epoch, std::int64_t batch_size) const;
 
  private:
-  void split(const std::vector<std::int64_t>& concepts, double share, std::uint64_t seed);
+  void check_reused() const;
+  void check_scores(Modality side) const;
+  void split(double share, std::uint64_t seed);
 
   Matrix embeddings(Modality side, std::span<const std::int64_t> rows) const;
-  Neighbors search(Modality side, const TrainingConfig& config, const std::function<void(std::int64_t)>& report) const;
+  std::vector<std::vector<std::string>> own_keys(std::span<const std::int64_t> rows) const;
   fusion::Batch batch(Modality side, const std::vector<std::int64_t>& rows) const;
 
   const TrainingData& data_;
@@ -48,9 +81,14 @@ class Dataset {
   FusionConfig config_;
   std::vector<std::int64_t> pair_rows_;  // of data.pairs
   std::int64_t size_ = 0;
-  Neighbors images_, texts_;  // without partners
-  std::vector<std::vector<std::int64_t>> train_, validation_;
+  std::optional<NeighborTable> neighbors_;
+  std::vector<std::int64_t> grouped_, starts_;  // rows, concept after concept; where each concept begins, and the end
+  at::Tensor metric_;                           // of images, where there is one
+  std::size_t held_out_ = 0;                    // concepts, the first ones
 };
+
+/// How many concepts validation looks at at most: each is compared with all.
+inline constexpr std::size_t kMostHeldOut = 4096;
 
 /// Share of the given rows whose refined image is nearest to its own concept's refined text, among the texts of
 /// `candidates` (one row a concept); `own[i]` is the place of row i's concept among them.

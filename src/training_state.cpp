@@ -17,14 +17,19 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kFormat = "reco.training/1";
+constexpr const char* kFormat = "reco.training/2";
 
 json curve_json(const std::vector<Record>& curve) {
   json out = json::array();
-  for (const auto& r : curve) out.push_back({r.epoch, r.learning_rate, r.loss, r.validation});
+  for (const auto& r : curve) {
+    out.push_back({r.epoch, r.learning_rate, r.loss, r.validation, r.data_seconds, r.step_seconds});
+  }
   return out;
 }
 
+json running_json(const Running& r) { return {r.batches, r.loss, r.data_seconds, r.step_seconds}; }
+
+// Views of tensors on the CPU.
 void add(std::map<std::string, io::TensorView>& out, const std::string& group, const Parameters& parameters) {
   for (const auto& [name, value] : parameters) {
     const auto bytes = std::as_bytes(std::span(value.const_data_ptr<float>(), static_cast<std::size_t>(value.numel())));
@@ -32,14 +37,29 @@ void add(std::map<std::string, io::TensorView>& out, const std::string& group, c
   }
 }
 
+Parameters on_cpu(const Parameters& parameters) {
+  Parameters out;
+  for (const auto& [name, value] : parameters) out[name] = value.cpu();
+  return out;
+}
+
 void read(const io::Safetensors& file, const std::string& group, Parameters& parameters) {
   for (auto& [name, value] : parameters) {
     const auto found = file.tensors().find(group + name);
     check(found != file.tensors().end() && found->second.shape == value.sizes().vec(), "training.resume", "tensor '",
           group + name, "' is missing or has another shape in ", file.path().string());
-    value = value.detach().clone();
-    to_float32(found->second, {value.mutable_data_ptr<float>(), static_cast<std::size_t>(value.numel())}, name);
+    auto read = at::empty(value.sizes(), at::kFloat);
+    to_float32(found->second, {read.mutable_data_ptr<float>(), static_cast<std::size_t>(read.numel())}, name);
+    value = read.to(value.device());
   }
+}
+
+void check_run(const io::Safetensors& file, const std::string& identity) {
+  const auto& metadata = file.metadata();
+  check(metadata.contains("format") && metadata.at("format") == kFormat && metadata.contains("run"), "training.resume",
+        file.path().string(), " is no checkpoint of a training run");
+  check(metadata.at("run") == identity, "training.resume", "the checkpoint ", file.path().string(),
+        " belongs to another run: expected ", identity, ", found ", metadata.at("run"));
 }
 
 void read_progress(State& state, const json& progress) {
@@ -48,7 +68,11 @@ void read_progress(State& state, const json& progress) {
   state.best_epoch = progress.at("best_epoch");
   state.best_validation = progress.at("best_validation");
   state.curve.clear();
-  for (const auto& r : progress.at("curve")) state.curve.push_back({r.at(0), r.at(1), r.at(2), r.at(3)});
+  for (const auto& r : progress.at("curve")) {
+    state.curve.push_back({r.at(0), r.at(1), r.at(2), r.at(3), r.at(4), r.at(5)});
+  }
+  const auto& r = progress.at("running");
+  state.running = {r.at(0), r.at(1), r.at(2), r.at(3)};
 }
 
 }  // namespace
@@ -57,10 +81,10 @@ bool learns(const FusionConfig& fusion, const std::string& name) {
   if (fusion.method != "gated") return true;
   const bool of_the_side = std::count(name.begin(), name.end(), '.') == 1;  // image.weight, not image.trust...weight
   const bool mean = of_the_side && (name.ends_with(".weight") || name.ends_with(".sharpness"));
-  return !mean && !name.ends_with(".mean") && !name.ends_with(".std");
+  return !mean && !name.ends_with(".mean") && !name.ends_with(".std") && !name.ends_with(".metric");
 }
 
-std::string identity(const TrainingConfig& c, std::int64_t rows, const std::string& encoder) {
+std::string identity(const TrainingConfig& c, const TrainingData& data, const std::string& encoder) {
   const json out = {{"fusion", fusion_config_json(c.fusion)},
                     {"batch_size", c.batch_size},
                     {"micro_batch", c.micro_batch},
@@ -72,47 +96,52 @@ std::string identity(const TrainingConfig& c, std::int64_t rows, const std::stri
                     {"random_rows", c.random_rows},
                     {"dropped", c.dropped},
                     {"random_k", c.random_k},
+                    {"shrinkage", c.shrinkage},
                     {"warmup", c.warmup},
                     {"weight_decay", c.weight_decay},
                     {"loss", c.loss},
                     {"logit_scale", c.logit_scale},
                     {"learn_scale", c.learn_scale},
+                    {"precision", c.precision},
                     {"max_similarity", c.max_similarity ? json(*c.max_similarity) : json()},
                     {"validation", c.validation},
                     {"seed", c.seed},
-                    {"rows", rows},
+                    {"rows", data.pairs ? data.pairs->size() : data.images.rows()},
+                    {"held_out", data.held_out.size()},
                     {"encoder", encoder}};
   return out.dump();
 }
 
 void save(const State& state, const std::filesystem::path& path, const std::string& identity) {
+  const auto weights = on_cpu(state.parameters), first = on_cpu(state.first), second = on_cpu(state.second);
   std::map<std::string, io::TensorView> tensors;
-  add(tensors, "weights.", state.parameters);
-  add(tensors, "first.", state.first);
-  add(tensors, "second.", state.second);
+  add(tensors, "weights.", weights);
+  add(tensors, "first.", first);
+  add(tensors, "second.", second);
   add(tensors, "best.", state.best);
   const json progress = {{"epoch", state.epoch},
                          {"step", state.step},
                          {"best_epoch", state.best_epoch},
                          {"best_validation", state.best_validation},
+                         {"running", running_json(state.running)},
                          {"curve", curve_json(state.curve)}};
   io::write_safetensors(path, tensors, {{"format", kFormat}, {"run", identity}, {"progress", progress.dump()}});
 }
 
+void check_run(const std::filesystem::path& path, const std::string& identity) {
+  check_run(io::Safetensors(path), identity);
+}
+
 void resume(State& state, const std::filesystem::path& path, const std::string& identity) {
   const io::Safetensors file(path);
-  const auto& metadata = file.metadata();
-  check(metadata.contains("format") && metadata.at("format") == kFormat && metadata.contains("run"), "training.resume",
-        path.string(), " is no checkpoint of a training run");
-  check(metadata.at("run") == identity, "training.resume", "the checkpoint ", path.string(),
-        " belongs to another run: expected ", identity, ", found ", metadata.at("run"));
+  check_run(file, identity);
   read(file, "weights.", state.parameters);
   read(file, "first.", state.first);
   read(file, "second.", state.second);
-  state.best = state.parameters;
+  state.best = on_cpu(state.parameters);
   read(file, "best.", state.best);
   try {
-    read_progress(state, json::parse(metadata.at("progress")));
+    read_progress(state, json::parse(file.metadata().at("progress")));
   } catch (const std::exception& error) {
     fail("training.resume", "malformed progress in ", path.string(), ": ", error.what());
   }
@@ -120,9 +149,10 @@ void resume(State& state, const std::filesystem::path& path, const std::string& 
 
 void write_log(const State& state, const std::filesystem::path& path) {
   std::ostringstream out;
-  out << "epoch,learning_rate,loss,validation_accuracy\n";
+  out << "epoch,learning_rate,loss,validation_accuracy,data_seconds,step_seconds\n";
   for (const auto& r : state.curve) {
-    out << r.epoch << ',' << r.learning_rate << ',' << r.loss << ',' << r.validation << '\n';
+    out << r.epoch << ',' << r.learning_rate << ',' << r.loss << ',' << r.validation << ',' << r.data_seconds << ','
+        << r.step_seconds << '\n';
   }
   const auto text = out.str();
   const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
@@ -135,6 +165,8 @@ void write_tensorboard(const State& state, const std::filesystem::path& folder) 
     if (r.epoch > 0) {
       scalars.push_back({r.epoch, "loss", static_cast<float>(r.loss)});
       scalars.push_back({r.epoch, "learning_rate", static_cast<float>(r.learning_rate)});
+      scalars.push_back({r.epoch, "data_seconds", static_cast<float>(r.data_seconds)});
+      scalars.push_back({r.epoch, "step_seconds", static_cast<float>(r.step_seconds)});
     }
     scalars.push_back({r.epoch, "validation_accuracy", static_cast<float>(r.validation)});
   }

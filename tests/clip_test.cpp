@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reco/clip.h"
 
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 #include <png.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <fstream>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
+#include <string_view>
 #include <thread>
 
 #include "clip_config.h"
@@ -314,6 +320,37 @@ TEST_F(ClipTest, SourcesMaySkipWhatIsUnreadable) {
   EXPECT_THROW(clip.encode_images(5, source), Error);
   EXPECT_THROW(clip.encode_images(-1, source), Error);
   EXPECT_EQ(clip.encode_images(0, source).rows(), 0);
+}
+
+/// Holds the encoder inside its first layer until the images of the next batch have been read.
+struct Overlap {
+  static inline std::mutex mutex;
+  static inline std::condition_variable changed;
+  static inline int read = 0, held = 0;
+
+  static Image read_image(std::int64_t i) {
+    const std::lock_guard lock(mutex);
+    ++read;
+    changed.notify_all();
+    return random_image(static_cast<unsigned>(i));
+  }
+
+  /// Called by LibTorch at the start of each of its operations on the thread that encodes.
+  static std::unique_ptr<at::ObserverContext> on_operation(const at::RecordFunction& operation) {
+    std::unique_lock lock(mutex);
+    if (std::string_view(operation.name()) != "aten::layer_norm" || held > 0) return nullptr;
+    held = changed.wait_for(lock, std::chrono::minutes(1), [] { return read == 4; }) ? read : -read;
+    return nullptr;
+  }
+};
+
+TEST_F(ClipTest, TheNextImagesAreReadWhileTheEncoderWorks) {
+  const Clip clip = Clip::load(folder_, {.batch_size = 2});
+  const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(Overlap::on_operation));
+  const Matrix rows = clip.encode_images(4, Overlap::read_image);
+  at::removeCallback(handle);
+  EXPECT_EQ(Overlap::held, 4);
+  EXPECT_EQ(rows.rows(), 4);
 }
 
 TEST_F(ClipTest, UnreadableImagesAreNamed) {

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <initializer_list>
 
 #include "image_resize.h"
 #include "reco/error.h"
@@ -49,6 +50,28 @@ std::string png_file(const Image& image) {
   png_alloc_size_t size = data.size();
   png_image_write_to_memory(&header, data.data(), &size, 0, image.pixels.data(), 0, nullptr);
   data.resize(size);
+  return data;
+}
+
+/// Of rows as libpng takes them: 8 bits a sample, or 1 bit packed, or 16.
+std::string png_file(int width, int height, int color, int depth, const std::vector<std::uint8_t>& rows) {
+  std::string data;
+  png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
+  png_infop info = png_create_info_struct(png);
+  png_set_write_fn(
+      png, &data,
+      [](png_structp self, png_bytep bytes, std::size_t size) {
+        static_cast<std::string*>(png_get_io_ptr(self))->append(reinterpret_cast<const char*>(bytes), size);
+      },
+      [](png_structp) {});
+  png_set_IHDR(png, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), depth, color, 0, 0, 0);
+  const png_color colours[]{{10, 20, 30}, {40, 50, 60}};
+  if (color == PNG_COLOR_TYPE_PALETTE) png_set_PLTE(png, info, colours, 2);
+  png_write_info(png, info);
+  const std::size_t stride = rows.size() / static_cast<std::size_t>(height);
+  for (int y = 0; y < height; ++y) png_write_row(png, rows.data() + stride * static_cast<std::size_t>(y));
+  png_write_end(png, nullptr);
+  png_destroy_write_struct(&png, &info);
   return data;
 }
 
@@ -202,6 +225,110 @@ TEST(Image, ResizeRefusesNonsense) {
   EXPECT_THROW(resize(Image{}, 2, 2, Resample::box), Error);
   EXPECT_THROW(resize(Image{2, 2, {1, 2, 3}}, 2, 2, Resample::box), Error);
   EXPECT_THROW(resize(Image{-2, -2, std::vector<std::uint8_t>(12)}, 2, 2, Resample::box), Error);
+}
+
+std::vector<std::uint8_t> palette_of(std::initializer_list<std::uint8_t> colours) {
+  std::vector<std::uint8_t> palette(colours);
+  palette.resize(std::size_t{3} * 256);
+  return palette;
+}
+
+Image decode_as_stored(const std::string& file) { return decode_image(view(file), "image", max_image_pixels, false); }
+
+TEST(Image, KeepsTheModeOfAFile) {
+  const Image palette = decode_as_stored(png_file(2, 2, PNG_COLOR_TYPE_PALETTE, 1, {0x40, 0x80}));
+  EXPECT_EQ(palette.mode, ImageMode::palette);
+  EXPECT_EQ(palette.pixels, (std::vector<std::uint8_t>{0, 1, 1, 0}));
+  EXPECT_EQ(palette.palette, palette_of({10, 20, 30, 40, 50, 60}));
+  const Image bilevel = decode_as_stored(png_file(2, 1, PNG_COLOR_TYPE_GRAY, 1, {0x40}));
+  EXPECT_EQ(bilevel.mode, ImageMode::palette);
+  EXPECT_EQ(to_rgb(bilevel).pixels, (std::vector<std::uint8_t>{0, 0, 0, 255, 255, 255}));
+  const Image gray = decode_as_stored(png_file(2, 1, PNG_COLOR_TYPE_GRAY, 16, {0, 7, 1, 2}));
+  EXPECT_EQ(gray.mode, ImageMode::gray16);
+  EXPECT_EQ(gray.pixels, (std::vector<std::uint8_t>{7, 0, 2, 1}));
+  const Image clear = decode_as_stored(png_file(1, 1, PNG_COLOR_TYPE_RGBA, 8, {1, 2, 3, 4}));
+  EXPECT_EQ(clear.mode, ImageMode::rgba);
+  EXPECT_EQ(clear.pixels, (std::vector<std::uint8_t>{1, 2, 3, 4}));
+  const Image gray_alpha = decode_as_stored(png_file(1, 1, PNG_COLOR_TYPE_GRAY_ALPHA, 8, {5, 6}));
+  EXPECT_EQ(gray_alpha.mode, ImageMode::rgba);
+  EXPECT_EQ(gray_alpha.pixels, (std::vector<std::uint8_t>{5, 5, 5, 6}));
+  for (const std::string& file : {png_file(gradient(5, 4)), webp_file(gradient(5, 4)), jpeg_file(gradient(5, 4))}) {
+    const Image rgb = decode_as_stored(file);
+    EXPECT_EQ(rgb.mode, ImageMode::rgb);
+    EXPECT_EQ(rgb.pixels, decode_image(view(file)).pixels);
+  }
+}
+
+TEST(Image, MemoryServesTheNextImageOfItsSize) {
+  Image image = new_image(400, 300);
+  const std::uint8_t* place = image.pixels.data();
+  recycle(std::move(image));
+  EXPECT_TRUE(image.pixels.empty());
+  const Image smaller = new_image(90, 300), same = new_image(390, 300);  // as a quarter would waste the rest
+  EXPECT_NE(smaller.pixels.data(), place);
+  EXPECT_EQ(same.pixels.data(), place);
+  EXPECT_EQ(same.pixels.size(), std::size_t{3} * 390 * 300);
+}
+
+TEST(Image, MoreMemoryThanMayWaitIsFreed) {
+  std::vector<Image> images;
+  for (int i = 0; i < 4; ++i) images.push_back(new_image(3000, 3000));  // 27 MB each
+  for (Image& image : images) recycle(std::move(image));
+  recycle(new_image(8000, 3000));  // 72 MB
+  const Image image = new_image(3000, 3000);
+  EXPECT_EQ(image.pixels.size(), 27'000'000U);
+  EXPECT_EQ(image.pixels.capacity(), 27'000'000U);
+}
+
+TEST(Image, ConvertsToRgbByHand) {
+  EXPECT_EQ(to_rgb({1, 1, {1}, ImageMode::palette, palette_of({9, 9, 9, 1, 2, 3})}).pixels,
+            (std::vector<std::uint8_t>{1, 2, 3}));
+  EXPECT_EQ(to_rgb({1, 1, {1, 2, 3, 0}, ImageMode::rgba}).pixels, (std::vector<std::uint8_t>{1, 2, 3}));
+  EXPECT_EQ(to_rgb({1, 1, {0, 255, 51, 55}, ImageMode::cmyk}).pixels, (std::vector<std::uint8_t>{200, 0, 160}));
+  EXPECT_EQ(to_rgb({2, 1, {200, 0, 0, 1}, ImageMode::gray16}).pixels,
+            (std::vector<std::uint8_t>{200, 200, 200, 255, 255, 255}));
+  EXPECT_EQ(to_rgb(gradient(3, 2)).pixels, gradient(3, 2).pixels);
+}
+
+TEST(Image, ResizesModesByHand) {
+  const Image palette{2, 1, {0, 1}, ImageMode::palette, palette_of({10, 20, 30, 40, 50, 60})};
+  const Image wider = resize(palette, 4, 1, Resample::bicubic);  // no colours between those of a palette
+  EXPECT_EQ(wider.pixels, (std::vector<std::uint8_t>{0, 0, 1, 1}));
+  EXPECT_EQ(wider.palette, palette.palette);
+  const Image clear{2, 1, {100, 0, 50, 255, 200, 90, 250, 0}, ImageMode::rgba};
+  EXPECT_EQ(resize(clear, 1, 1, Resample::box).pixels, (std::vector<std::uint8_t>{99, 0, 49, 128}));
+  EXPECT_EQ(resize(clear, 2, 1, Resample::box).pixels, clear.pixels);  // nothing is weighed where no size changes
+  const Image inks{2, 1, {0, 10, 20, 30, 200, 110, 21, 40}, ImageMode::cmyk};
+  EXPECT_EQ(resize(inks, 1, 1, Resample::box).pixels, (std::vector<std::uint8_t>{100, 60, 21, 35}));
+  const Image gray{2, 1, {1, 2, 4, 4}, ImageMode::gray16};                                 // 513 and 1028
+  EXPECT_EQ(resize(gray, 1, 1, Resample::box).pixels, (std::vector<std::uint8_t>{3, 3}));  // 770.5, rounded up
+}
+
+TEST(Image, ModesAreResizedBeforeOrAfterTheConversion) {
+  Preprocess config;
+  config.shortest_edge = config.crop_width = config.crop_height = 1;
+  config.resample = Resample::box;
+  config.do_rescale = config.do_normalize = false;
+  const Image clear{2, 2, {100, 0, 50, 255, 200, 90, 250, 0, 100, 0, 50, 255, 200, 90, 250, 0}, ImageMode::rgba};
+  std::vector<float> out(3);
+  preprocess(clear, config, out);
+  EXPECT_EQ(out, (std::vector<float>{150, 45, 150}));
+  config.rgb_first = false;
+  preprocess(clear, config, out);
+  EXPECT_EQ(out, (std::vector<float>{99, 0, 49}));
+}
+
+TEST(Image, AModeNeedsItsBytes) {
+  std::vector<float> out(std::size_t{3} * 224 * 224);
+  const Image few{1, 1, {1, 2, 3}, ImageMode::cmyk};
+  EXPECT_EQ(message_of([&] { preprocess(few, {}, out); }),
+            "[image.preprocess] pixels of a 1 x 1 image must be 4 * width * height bytes, got 3");
+  EXPECT_THROW(to_rgb(few), Error);
+  EXPECT_EQ(message_of([] {
+              to_rgb({1, 1, {1}, ImageMode::palette});
+            }),
+            "[image.to_rgb] palette must be 768 bytes, got 0");
+  EXPECT_THROW(to_rgb({1, 1, {1}, static_cast<ImageMode>(9)}), Error);
 }
 
 TEST(Image, PreprocessCropsAndPads) {

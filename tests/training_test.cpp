@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <numeric>
 #include <optional>
 #include <set>
 
 #include "reco/error.h"
 #include "training_corruption.h"
 #include "training_data.h"
+#include "training_mean.h"
 
 namespace {
 
@@ -22,6 +24,12 @@ constexpr int kDim = 16;
 Matrix near(const Matrix& x) {
   Matrix out = x + 0.1F * Matrix::Random(x.rows(), x.cols());
   out.rowwise().normalize();
+  return out;
+}
+
+std::set<std::int64_t> rows_of(const reco::training::Concepts& concepts) {
+  std::set<std::int64_t> out;
+  for (std::size_t i = 0; i < concepts.size(); ++i) out.insert(concepts[i].begin(), concepts[i].end());
   return out;
 }
 
@@ -85,6 +93,68 @@ TEST_F(TrainingTest, ABatchNeverHoldsAConceptTwice) {
   EXPECT_NE(dataset.epoch(1, 4, 7), dataset.epoch(1, 5, 7));
 }
 
+TEST_F(TrainingTest, WhatIsHeldOutByNameIsNeverLearnedFrom) {
+  for (int i = 0; i < kConcepts; ++i) data_.concepts.push_back(i / 3);
+  data_.held_out = {59, 0, 1, 2, 4, 4};  // all of concept 0, parts of 1 and 19
+  config_.validation = 0.5;              // of no matter then
+  const std::set<std::int64_t> held(data_.held_out.begin(), data_.held_out.end());
+  const reco::training::Dataset dataset(data_, *memory_, config_, {});
+  EXPECT_TRUE(dataset.given_validation());
+  EXPECT_EQ(rows_of(dataset.validation()), held);
+  EXPECT_EQ(dataset.validation().size(), 3U);
+  EXPECT_EQ(dataset.train().size(), kConcepts / 3 - 1);
+  EXPECT_EQ(rows_of(dataset.train()).size(), kConcepts - held.size());
+  std::set<std::int64_t> seen;
+  for (int epoch = 0; epoch < 20; ++epoch) {
+    for (const auto& batch : dataset.epoch(1, epoch, 7)) seen.insert(batch.begin(), batch.end());
+  }
+  EXPECT_EQ(seen, rows_of(dataset.train()));
+}
+
+// What is found in closed form, too: the metric is that of the other rows.
+TEST_F(TrainingTest, TheMetricIsNotThatOfWhatIsHeldOut) {
+  for (int i = 0; i < kConcepts; ++i) data_.concepts.push_back(i / 3);
+  config_.fusion.metric = true;
+  const auto metric = [&] {
+    reco::training::Dataset dataset(data_, *memory_, config_, {});
+    reco::Parameters parameters;
+    reco::training::learn_metric(config_, parameters, dataset);
+    return parameters.at("image.metric");
+  };
+  data_.held_out = {4, 59};
+  const auto before = metric();
+  data_.images.row(4) = -data_.images.row(10);
+  data_.images.row(59) = data_.images.row(11);
+  EXPECT_TRUE(metric().equal(before));
+  data_.held_out = {59};
+  EXPECT_FALSE(metric().equal(before));
+}
+
+TEST_F(TrainingTest, WrongHeldOutRowsAreErrors) {
+  const auto error = [&](std::vector<std::int64_t> rows) {
+    data_.held_out = std::move(rows);
+    try {
+      reco::training::Dataset(data_, *memory_, config_, {});
+    } catch (const reco::Error& found) {
+      return std::string(found.what());
+    }
+    return std::string();
+  };
+  const auto all = [](int count) {
+    std::vector<std::int64_t> rows(count);
+    std::iota(rows.begin(), rows.end(), 0);
+    return rows;
+  };
+  EXPECT_EQ(error({0, kConcepts}), "[training.train] held_out must be rows from 0 to 59");
+  EXPECT_EQ(error({-1}), "[training.train] held_out must be rows from 0 to 59");
+  EXPECT_EQ(error(all(kConcepts - 1)), "[training.train] expected pairs of two concepts or more, got 1");
+  EXPECT_EQ(error(all(kConcepts - 2)), "");
+  data_.images = near(Matrix::Random(4099, kDim));
+  data_.texts = near(Matrix::Random(4099, kDim));
+  EXPECT_EQ(error(all(4096)), "");
+  EXPECT_EQ(error(all(4097)), "[training.train] held_out must have 4096 concepts at most, got 4097");
+}
+
 TEST_F(TrainingTest, DisturbedNeighboursAreLabelled) {
   const reco::training::Dataset dataset(data_, *memory_, config_, {});
   std::vector<std::int64_t> rows(kConcepts);
@@ -108,6 +178,31 @@ TEST_F(TrainingTest, DisturbedNeighboursAreLabelled) {
   EXPECT_TRUE(same.logical_or(kept.image_truth.eq(0)).all().item<bool>());
   config_.wrong_captions = config_.dropped = config_.random_k = 0;
   EXPECT_TRUE(reco::training::disturb(config_, pairs, 3).image_truth.all().item<bool>());
+}
+
+// What a run takes of memory: neighbours lie in files, and are found there again.
+TEST_F(TrainingTest, NeighboursFoundOnceServeLaterRuns) {
+  config_.neighbors = folder_ / "neighbors";
+  const reco::training::Dataset first(data_, *memory_, config_, {});
+  const auto stop = [](auto, auto) { return false; };  // whoever searches is stopped
+  const reco::training::Dataset second(data_, *memory_, config_, stop);
+  const std::vector<std::int64_t> rows{5, 0, 59};
+  EXPECT_TRUE(first.rows(rows).texts.partners.equal(second.rows(rows).texts.partners));
+  config_.fusion.k = 2;
+  const reco::training::Dataset fewer(data_, *memory_, config_, stop);
+  EXPECT_TRUE(first.rows(rows).images.scores.narrow(1, 0, 2).equal(fewer.rows(rows).images.scores));
+  config_.neighbors.clear();
+  EXPECT_THROW(reco::training::Dataset(data_, *memory_, config_, stop), reco::Error);
+}
+
+TEST_F(TrainingTest, ADeviceThatIsNotThereIsAnError) {
+  config_.device = "cuda:999";
+  EXPECT_THROW(reco::train(data_, *memory_, config_), reco::Error);
+  config_.device = "gpu";
+  EXPECT_THROW(reco::validate(config_), reco::Error);
+  config_.device = "cpu";
+  config_.precision = "half";
+  EXPECT_THROW(reco::validate(config_), reco::Error);
 }
 
 TEST_F(TrainingTest, StopsWhenAsked) {

@@ -6,11 +6,8 @@ Writes results.json, results.csv, results.md and figures; each row carries the c
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,183 +20,16 @@ import numpy.typing as npt
 import reco
 import tasks
 from controls import HEADS, train_head
-from experiments_report import Row, write_all
+from experiments_lab import Floats, Lab, Store, cached, neighbors_of, numbers, percent, summary
+from experiments_report import write_all
 from photographs import photographs
-from quickstart import CLEAN, KNOWN_SHARE, K, configs
-from reco.embedding import Embeddings, concatenate, train_on
-from tasks import CLIP, DATA, HERE, Queries, System, load, measure, moved_captions, remember, same, training_pairs
+from quickstart import CLEAN, KNOWN_SHARE, K, configs, oracle_records
+from reco.embedding import Embeddings, embed
+from tasks import CLIP, DATA, HERE, System, moved_captions, same, training_pairs
 
-Floats = npt.NDArray[np.float32]
 TRAINED = ("mean", "reco-paper", "reco")
 LEFT_OUT = ("openmoji", "fluent-emoji", "token-branded", "devicon")  # icon sets that training never sees
-
-
-def commit() -> str:
-    """The commit of the sources, marked when what is measured differs from it."""
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False)
-
-    found = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", ":/src", ":/include", ":/python", ":/examples/icons/*.py").returncode
-    return (found or "unknown") + ("-changed" if changed else "")
-
-
-@dataclass
-class Store:
-    """Results so far, on disk after every row."""
-
-    path: Path
-    commit: str = field(default_factory=commit)
-    rows: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            self.rows = [Row(**row) for row in json.loads(self.path.read_text("utf-8"))]
-
-    def has(self, experiment: str, variant: str, seed: int, x: float | None) -> bool:
-        """Whether this row is there already."""
-        return any((r.experiment, r.variant, r.seed, r.x) == (experiment, variant, seed, x) for r in self.rows)
-
-    def add(
-        self, experiment: str, variant: str, seed: int, measured: Callable[[], dict[str, Any]], x: float | None = None
-    ) -> None:
-        """Measure a row unless it is there, and keep it."""
-        if self.has(experiment, variant, seed, x):
-            return
-        started = time.perf_counter()
-        metrics = measured()
-        self.rows.append(Row(experiment, variant, seed, x, metrics, self.commit))
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps([row.as_dict() for row in self.rows], indent=1) + "\n", "utf-8")
-        scratch.replace(self.path)
-        shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        facts = "  ".join(f"{name} {value:.1f}" for name, value in list(shown.items())[:5])
-        click.echo(f"{experiment:<12} {variant:<28} {'' if x is None else x!s:<6} seed {seed}: {facts}", nl=False)
-        click.echo(f"  ({time.perf_counter() - started:.0f} s)")
-
-
-def summary(row: System, queries: Queries) -> dict[str, float]:
-    """The main figures of a system, in percent."""
-    found = {r.dataset: r.metrics for r in measure(row, queries)}
-    return {
-        "unseen": 100 * found["icons/unseen"]["acc1"],
-        "known": 100 * found["icons/known"]["acc1"],
-        "harmonic": 100 * found["icons/harmonic-mean"]["acc1"],
-        "generic": 100 * found["icons/generic"]["acc1"],
-        "text_to_image": 100 * found["icons/retrieval"]["image_retrieval_recall@1"],
-    }
-
-
-@dataclass
-class Lab:
-    """What was embedded once, and the memories and fusions made of it, each made once."""
-
-    work: Path
-    clip: reco.Clip
-    pairs: Embeddings
-    queries: Queries
-
-    @classmethod
-    def load(cls, work: Path, clip: reco.Clip, data: Path) -> Lab:
-        """Embed the shards, or read what an earlier run embedded."""
-        cache = work / "embeddings"
-        sets = {name: cached(cache / name, partial(load, clip, name, data)) for name in ("memory", "fusion")}
-        queries = Queries.load(clip, cached(cache / "queries", partial(load, clip, "queries", data)))
-        return cls(work, clip, concatenate(list(sets.values())), queries)
-
-    def memory(self, name: str, pairs: Embeddings, order: npt.NDArray[Any] | None = None) -> reco.Memory:
-        """A memory of these pairs, made on first use."""
-        path = self.work / "memories" / name
-        if not (path / "done").exists():
-            subprocess.run(["rm", "-rf", str(path)], check=True)
-            remember(path / "memory", self.clip, [pairs], order).close()
-            (path / "done").touch()
-        return reco.Memory.open(path / "memory", read_only=True)
-
-    def full(self) -> reco.Memory:
-        """All pairs."""
-        return self.memory("full", self.pairs)
-
-    def without_unseen(self) -> reco.Memory:
-        """All that training may look up."""
-        return self.memory("train", self.pairs.select(self.seen))
-
-    def rows(self, name: str, rows: npt.NDArray[Any]) -> reco.Memory:
-        """Some of the pairs."""
-        return self.memory(name, self.pairs.select(rows))
-
-    @property
-    def seen(self) -> npt.NDArray[Any]:
-        """Pairs of concepts that training may look up: all but the unseen ones."""
-        seen: npt.NDArray[Any] = tasks.field(self.pairs, "role") != "unseen"
-        return seen
-
-    def wrong(self, share: float, seed: int) -> reco.Memory:
-        """All pairs, a share of their captions moved."""
-        return self.memory(f"wrong-{share}-{seed}", self.pairs, moved_captions(len(self.pairs), share, seed))
-
-    def train(
-        self, name: str, seed: int, config: reco.TrainingConfig, keep: npt.NDArray[Any] | None = None
-    ) -> reco.Fusion:
-        """A fusion trained once: on pairs and a memory without unseen concepts, and of `keep` alone if given."""
-        path = self.work / "fusions" / f"{name}-{seed}.safetensors"
-        if path.exists():
-            return reco.Fusion.load(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        chosen = self.seen if keep is None else self.seen & keep
-        store = self.memory("train" if keep is None else f"train-{name}-{seed}", self.pairs.select(chosen))
-        pairs = training_pairs(self.pairs if keep is None else self.pairs.select(keep), KNOWN_SHARE, seed)
-        fusion = train_on(pairs, store, config, concepts=numbers(pairs), progress=False)
-        fusion.save(path)
-        return fusion
-
-    def trained(self, name: str, seed: int) -> reco.Fusion:
-        """One of the quickstart's fusions."""
-        return self.train(name, seed, configs(self.clip, seed)[name])
-
-    def measure(
-        self, fusion: reco.Fusion, memory: reco.Memory, k: int, exclude: Callable[[int], list[str]] | None = None
-    ) -> dict[str, float]:
-        """The main figures of a fusion; `exclude` gives keys that entity i's queries must not find."""
-        model = reco.Model(self.clip, memory, fusion, k=k)
-
-        def refine(refine_side: Any, repeats: int) -> Callable[[Floats], Floats]:
-            def run(queries: Floats) -> Floats:
-                keys = None
-                if exclude is not None and len(queries) == len(self.queries.pairs) * repeats:
-                    keys = [exclude(i // repeats) for i in range(len(queries))]
-                refined: Floats = refine_side(queries, exclude_keys=keys)
-                return refined
-
-            return run
-
-        row = System("", refine(model.refine_images, 1), refine(model.refine_texts, len(tasks.TEMPLATES)))
-        return summary(row, self.queries)
-
-
-def cached(folder: Path, make: Callable[[], Embeddings]) -> Embeddings:
-    """Embeddings in a folder, made when they are not there."""
-    arrays, words = folder / "arrays.npz", folder / "words.json"
-    if not words.exists():
-        made = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(arrays, images=made.images, texts=made.texts)
-        words.write_text(json.dumps([made.keys, made.captions, made.metadata]), "utf-8")
-    keys, captions, metadata = json.loads(words.read_text("utf-8"))
-    with np.load(arrays) as found:
-        return Embeddings(found["images"], found["texts"], keys, captions, metadata)
-
-
-def numbers(pairs: Embeddings) -> list[int]:
-    """Concepts as numbers."""
-    found: list[int] = np.unique(tasks.field(pairs, "concept"), return_inverse=True)[1].tolist()
-    return found
-
-
-def neighbors_of(name: str) -> int:
-    """How many neighbours a fusion of the quickstart gets."""
-    return K if name == "reco" else 10
+STORAGES: tuple[reco.types.Storage, ...] = ("float16", "int8", "codes4", "codes2", "codes1")
 
 
 def on(
@@ -215,7 +45,12 @@ def on(
 
 
 def after(
-    lab: Lab, name: str, seed: int, config: reco.TrainingConfig, k: int = 10, keep: npt.NDArray[Any] | None = None
+    lab: Lab,
+    name: str,
+    seed: int,
+    config: reco.TrainingConfig,
+    k: int | None = None,
+    keep: npt.NDArray[Any] | None = None,
 ) -> Callable[[], dict[str, float]]:
     """The measurement of a fusion that is trained for it."""
     return lambda: lab.measure(lab.train(name, seed, config, keep), lab.full(), k)
@@ -226,6 +61,7 @@ def main_table(lab: Lab, store: Store, seed: int) -> None:
     """CLIP, training-free fusions, the paper's layer, ours."""
     if seed == 0:
         store.add("main", "clip", 0, lambda: summary(System("clip", same, same), lab.queries))
+        store.add("main", "oracle", 0, lambda: percent(oracle_records()))
     for name in TRAINED:
         store.add("main", name, seed, on(lab, name, seed, lab.full))
     store.add("main", f"mean, k = {K}", seed, on(lab, "mean", seed, lab.full, K))
@@ -281,7 +117,7 @@ def vote_metrics(lab: Lab, seed: int, name: str) -> dict[str, float]:
 def modes(lab: Lab, store: Store, seed: int) -> None:
     """What is searched and what is fused, for the mean and for ours."""
     for search, fuse in product(("uni-modal", "cross-modal"), ("partner", "same", "both")):
-        for method in ("mean", "gated") if seed == 0 else ("mean",):  # half a minute each: one seed of ours
+        for method in ("mean", "gated"):
             given: dict[str, Any] = {"method": method, "search": search, "fuse": fuse}
             name = f"{search} search, {fuse} ({method})"
             config = short(reco.FusionConfig(dim=lab.clip.dim, layers=0, k=10, **given), seed)
@@ -291,6 +127,7 @@ def modes(lab: Lab, store: Store, seed: int) -> None:
 def short(shape: reco.FusionConfig, seed: int, **options: Any) -> reco.TrainingConfig:
     """Half the quickstart's epochs of ours, for ablations; the same for all that are compared."""
     given: dict[str, Any] = {"loss": (1, 0, 0), "logit_scale": 40.0, "epochs": 20, "batch_size": 256}
+    given |= {"learning_rate": 2e-3, "gate_rate": 15.0}
     return reco.TrainingConfig(fusion=shape, seed=seed, **(given | options))
 
 
@@ -323,9 +160,8 @@ def ablations(lab: Lab, store: Store, seed: int) -> None:
 
 
 def layers(lab: Lab, store: Store, seed: int) -> None:
-    """Encoder layers, and what the paper leaves open of its own; minutes each, one seed."""
-    if seed == 0:
-        measure_variants(lab, store, seed, layer_variants(lab))
+    """Encoder layers, and what the paper leaves open of its own."""
+    measure_variants(lab, store, seed, layer_variants(lab))
 
 
 def measure_variants(
@@ -333,7 +169,9 @@ def measure_variants(
 ) -> None:
     """Ours with half its epochs and k = 10, but for what is changed."""
     for variant, shape, options in changes:
-        config = short(reco.FusionConfig(**({"dim": lab.clip.dim, "layers": 0, "k": 10} | shape)), seed, **options)
+        config = short(
+            reco.FusionConfig(**({"dim": lab.clip.dim, "layers": 0, "k": 10, "metric": True} | shape)), seed, **options
+        )
         name = "ablation-" + variant.replace(" ", "-").replace(",", "")
         store.add("ablation", variant, seed, after(lab, name, seed, config))
 
@@ -344,19 +182,20 @@ def tenth(lab: Lab, seed: int, part: npt.NDArray[Any]) -> reco.Fusion:
     if not path.exists():
         pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
         store = lab.memory(f"tenth-{seed}", lab.pairs.select(lab.seen & part))
-        train_on(pairs, store, configs(lab.clip, seed)["reco"], concepts=numbers(pairs), progress=False).save(path)
+        lab.train_on(path, pairs, store, configs(lab.clip, seed)["reco"])
     return reco.Fusion.load(path)
 
 
 def variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Name, what is changed of the fusion, what is changed of the training."""
     yield "ours", {}, {}
+    yield "no metric", {"metric": False}, {}
     yield "clean training", {}, CLEAN
     yield "loss 1 1 1", {}, {"loss": (1, 1, 1)}
     yield "loss 0 1 1", {}, {"loss": (0, 1, 1)}
     yield "temperature of CLIP", {}, {"logit_scale": lab.clip.logit_scale}
     yield "temperature learned", {}, {"learn_scale": True}
-    yield "shared weights", {"shared": True}, {}
+    yield "no metric, shared weights", {"metric": False, "shared": True}, {}
     yield "image side alone", {"sides": "image"}, {}
     yield "text side alone", {"sides": "text"}, {}
 
@@ -365,11 +204,35 @@ def layer_variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, An
     """As variants()."""
     for count in (1, 2, 4):
         yield f"layers {count}", {"layers": count}, {}
-    paper = {"method": "transformer", "layers": 1}
+    paper = {"method": "transformer", "layers": 1, "metric": False}
     steps = {"loss": (1, 1, 1), "logit_scale": lab.clip.logit_scale, "batch_size": 1024, "epochs": 24} | CLEAN
     yield "the paper's, no positions", paper | {"positions": False}, steps
     yield "the paper's, with similarities", paper | {"similarity": True}, steps
     yield "the paper's, with outer residual", paper | {"residual": True}, steps
+
+
+def amount(lab: Lab, store: Store, seed: int) -> None:
+    """How many concepts training has, from a hundredth to all; memory and queries stay."""
+    pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
+    concepts = tasks.field(pairs, "concept")
+    names = np.random.default_rng(seed).permutation(np.unique(concepts))
+    for share in (0.01, 0.03, 0.1, 0.3, 1.0):
+        few = pairs.select(np.isin(concepts, names[: max(8, int(share * len(names)))]))
+        chosen = configs(lab.clip, seed)
+        chosen["reco, no metric"] = short(reco.FusionConfig(dim=lab.clip.dim, layers=0, k=20), seed, epochs=40)
+        for name, config in chosen.items():
+            measured = partial(after_few, lab, f"amount-{share}-{name}-{seed}", few, config)
+            store.add("amount", name, seed, measured, float(len(np.unique(tasks.field(few, "concept")))))
+
+
+def after_few(lab: Lab, name: str, few: Embeddings, config: reco.TrainingConfig) -> dict[str, float]:
+    """A fusion trained on these pairs, with all that training may look up, on the whole memory."""
+    path = lab.work / "fusions" / f"{name}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lab.train_on(path, few, lab.without_unseen(), config)
+    fusion = reco.Fusion.load(path)
+    return lab.measure(fusion, lab.full(), K if fusion.config.method == "gated" else None)
 
 
 # --- 4: capacity without a memory ------------------------------------------------------------------------------------
@@ -423,8 +286,6 @@ def cached_photographs(lab: Lab) -> Embeddings | None:
     if samples is None:
         click.echo("swap: tuxpaint-stamps-default cannot be fetched; no photographs")
         return None
-    from reco.embedding import embed
-
     return cached(folder, lambda: embed(lab.clip, samples, progress=False))
 
 
@@ -451,6 +312,12 @@ def grown(pairs: Embeddings, size: int) -> Embeddings:
     return Embeddings(many.images + noise, many.texts, [f"{i}" for i in range(size)], many.captions, many.metadata)
 
 
+def fused(fusion: reco.Fusion, memory: reco.Memory, queries: Floats, found: reco.Neighbors) -> dict[str, Floats]:
+    """What a fusion makes of images and what was found for them."""
+    beside = memory.embeddings("image", found.rows.ravel()).reshape(found.partners.shape)
+    return fusion.fuse("image", queries, found.scores, found.partners, found.rows, beside)
+
+
 def timed(
     lab: Lab, memory: reco.Memory, fusion: reco.Fusion, queries: Floats, k: int, info: dict[str, Any]
 ) -> dict[str, Any]:
@@ -468,12 +335,20 @@ def timed(
     model = reco.Model(lab.clip, memory, fusion, k=k)
     return {
         "search_ms": best(lambda: memory.search(queries, k=k, partners=False)) / len(queries),
-        "fuse_ms": best(lambda: fusion.fuse("image", queries, found.scores, found.partners)) / len(queries),
+        "fuse_ms": best(lambda: fused(fusion, memory, queries, found)) / len(queries),
         "refine_ms": best(lambda: model.refine_images(queries)) / len(queries),
         "refine_one_ms": best(lambda: model.refine_images(queries[:1])),
         "bytes_a_pair": float(info["bytes"]) / len(memory),
         "bytes_read_a_query": float(2 * lab.clip.dim * (len(memory) + k)),
     }
+
+
+# --- 9: storage ------------------------------------------------------------------------------------------------------
+def storage(lab: Lab, store: Store, seed: int) -> None:
+    """What smaller rows cost in accuracy; fusions trained with float16 rows."""
+    for kind, name in product(STORAGES, ("mean", "reco")):
+        memory = partial(lab.memory, f"storage-{kind}", lab.pairs, None, kind)
+        store.add("storage", f"{name}, {kind}", seed, on(lab, name, seed, memory))
 
 
 # --- 10: calibration -------------------------------------------------------------------------------------------------
@@ -494,7 +369,7 @@ def calibrated(lab: Lab, seed: int) -> dict[str, Any]:
         texts = reco.average_prompts(model.refine_texts(q.prompts), len(tasks.TEMPLATES))
         right = (model.refine_images(q.pairs.images) @ texts.T).argmax(1) == np.arange(len(texts))
         found = memory.search(q.pairs.images, k=K)
-        confidence = fusion.fuse("image", q.pairs.images, found.scores, found.partners)["confidence"][:, 0]
+        confidence = fused(fusion, memory, q.pairs.images, found)["confidence"][:, 0]
         moved = moved_captions(len(lab.pairs), share, seed)
         true = (moved == np.arange(len(moved)))[found.rows].any(1)
         parts.append(np.stack([confidence, true, clip_right, right], 1))
@@ -515,6 +390,8 @@ EXPERIMENTS: dict[str, Callable[[Lab, Store, int], None]] = {
     "cost": cost,
     "capacity": capacity,
     "size": size,
+    "amount": amount,
+    "storage": storage,
     "modes": modes,
     "swap": swap,
     "ablations": ablations,

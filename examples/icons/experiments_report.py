@@ -22,6 +22,8 @@ TITLES = {
     "k": "Neighbours a query, at inference",
     "ablation": "One thing changed: ours with half its epochs, k = 10 and no layer, unless said otherwise",
     "size": "Share of the memory that is there",
+    "amount": "Concepts that training has",
+    "storage": "How the memory keeps its rows",
     "capacity": "As many weights as the paper's layer, and no memory",
     "wrong": "Share of captions that are wrong",
     "missing": "Share of a query's own concept that is missing from the memory",
@@ -33,6 +35,7 @@ CURVES = {
     "missing": "share of relevant pairs missing",
     "k": "neighbours",
     "size": "share of memory",
+    "amount": "training concepts",
 }
 
 
@@ -163,7 +166,7 @@ def curve(rows: Sequence[Row], experiment: str, label: str, path: Path) -> None:
         place.set_xlabel(label)
         place.set_title(metric)
         place.spines[["top", "right"]].set_visible(False)
-        if experiment == "size":
+        if experiment in ("size", "amount"):
             place.set_xscale("log")
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(frameon=False, fontsize=8)

@@ -18,7 +18,7 @@ import numpy as np
 import reco
 import tasks
 from figure import draw
-from reco.embedding import Embeddings, concatenate, train_on
+from reco.embedding import Embeddings, concatenate
 from reco.evaluation import Record, write_report
 from tasks import (
     CLIP,
@@ -33,6 +33,7 @@ from tasks import (
     remember,
     same,
     system,
+    train_fusion,
     training_pairs,
 )
 
@@ -54,7 +55,7 @@ def configs(clip: reco.Clip, seed: int) -> dict[str, reco.TrainingConfig]:
     """The fusions that are trained: the training-free mean, ours, and the paper's layer with the paper's settings."""
     mean = reco.FusionConfig(method="mean", dim=clip.dim, layers=0)
     # No encoder layer: on a few thousand pairs it learns the training concepts by heart.
-    gated = reco.FusionConfig(method="gated", dim=clip.dim, layers=0, k=20)
+    gated = reco.FusionConfig(method="gated", dim=clip.dim, layers=0, k=20, metric=True)
     paper = reco.FusionConfig(method="transformer", dim=clip.dim)
     return {
         "mean": reco.TrainingConfig(fusion=mean, seed=seed, **CLEAN),
@@ -110,16 +111,15 @@ def prepare(out: Path, clip: reco.Clip, data: Path) -> World:
 def train_all(world: World, out: Path, seed: int) -> dict[str, reco.Fusion]:
     """Train each fusion with a memory that holds no unseen concept, and keep it as a file."""
     pairs = training_pairs(world.pairs, KNOWN_SHARE, seed)
-    names = field(pairs, "concept")
-    numbers = np.unique(names, return_inverse=True)[1].tolist()
+    concepts = len(set(field(pairs, "concept")))
     fusions = {}
     for name, config in configs(world.clip, seed).items():
         started = time.perf_counter()
-        fusions[name] = train_on(pairs, world.train_memory, config, concepts=numbers)
+        fusions[name] = train_fusion(pairs, world.queries, world.train_memory, config)
         fusions[name].save(out / f"fusion-{name}-{seed}.safetensors")
         facts = fusions[name].provenance
         say(
-            f"  {name:<11} seed {seed}: {len(pairs)} pairs, {len(set(numbers))} concepts, best epoch "
+            f"  {name:<11} seed {seed}: {len(pairs)} pairs, {concepts} concepts, best epoch "
             f"{facts['best_epoch']}, held-out accuracy {100 * facts['validation_accuracy']:.1f} %, "
             f"{time.perf_counter() - started:.0f} s"
         )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 import reco
 from reco.datasets import read_samples
-from reco.embedding import Embeddings, embed
+from reco.embedding import Embeddings, concatenate, embed, train_on
 from reco.evaluation import Record
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def same(x: Floats) -> Floats:
     return x
 
 
-def system(name: str, clip: reco.Clip, memory: reco.MemoryBase, fusion: reco.Fusion, k: int = 10) -> System:
+def system(name: str, clip: reco.Clip, memory: reco.MemoryBase, fusion: reco.Fusion, k: int | None = None) -> System:
     """A reco model as a row."""
     model = reco.Model(clip, memory, fusion, k=k)
     return System(name, model.refine_images, model.refine_texts)
@@ -78,10 +78,14 @@ def field(pairs: Embeddings, name: str) -> npt.NDArray[Any]:
 
 
 def remember(
-    path: Path, clip: reco.Clip, parts: Iterable[Embeddings], caption_order: npt.NDArray[Any] | None = None
+    path: Path,
+    clip: reco.Clip,
+    parts: Iterable[Embeddings],
+    caption_order: npt.NDArray[Any] | None = None,
+    storage: reco.types.Storage = "float16",
 ) -> reco.Memory:
     """Make a memory of embedded pairs; `caption_order` permutes the text side of a single part."""
-    memory = reco.Memory.create(path, dim=clip.dim, encoder=clip.fingerprint)
+    memory = reco.Memory.create(path, dim=clip.dim, encoder=clip.fingerprint, storage=storage)
     for pairs in parts:
         order = np.arange(len(pairs)) if caption_order is None else caption_order
         captions = [pairs.captions[i] for i in order]
@@ -134,6 +138,23 @@ class Queries:
         prompts = clip.encode_texts(reco.prompts(names, list(TEMPLATES)))
         groups = clip.encode_texts(reco.prompts(GROUP_WORDS, list(TEMPLATES)))
         return cls(pairs, prompts, groups, field(pairs, "role"), field(pairs, "domain"), field(pairs, "group"))
+
+
+def train_fusion(
+    pairs: Embeddings,
+    queries: Queries,
+    memory: reco.MemoryBase,
+    config: reco.TrainingConfig,
+    progress: bool = True,
+) -> reco.Fusion:
+    """Train on pairs. What learns is chosen by the query drawings of fusion concepts, the mean by the pairs themselves.
+
+    Those drawings are by hands that the memory does not hold, as all queries are. The mean does worse when chosen so.
+    """
+    chosen = queries.pairs.select(queries.roles == "fusion")
+    both = pairs if config.fusion.method == "mean" else concatenate([pairs, chosen])
+    numbers = np.unique(field(both, "concept"), return_inverse=True)[1].tolist()
+    return train_on(both, memory, config, concepts=numbers, held_out=range(len(pairs), len(both)), progress=progress)
 
 
 def measure(row: System, queries: Queries, seed: int | None = None) -> list[Record]:

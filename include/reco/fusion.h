@@ -27,6 +27,10 @@ namespace reco {
 ///    and neighbour, partner and partner, query and partner), so that they carry over to concepts never seen and to any
 ///    k. c is what the encoder layers, over tokens scaled by sqrt(dim), change of the query (no c with layers = 0).
 ///
+/// With `metric` s_i of an image is the cosine of M q and M n_i, n_i the neighbour's own image, M = (S + r I)^(-1/2), S
+/// the scatter of images within training concepts: where pictures of one thing differ, a difference counts for little
+/// (Mahalanobis distance). It costs the neighbours' images beside their texts. train() finds M in closed form.
+///
 /// An untrained "gated" or "mean" has weight 0 and c = 0: it is CLIP. train() then starts "gated" with the weight and
 /// sharpness of the best mean, all pairs trusted alike.
 struct FusionConfig {
@@ -43,7 +47,8 @@ struct FusionConfig {
   bool similarity = false;           ///< the layers' tokens also carry s_i, along a learned direction
   bool residual = false;             ///< unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only)
   bool shared = false;               ///< one set of weights for both sides
-  std::int64_t gate_width = 16;      ///< hidden units of the gate's networks, 1 to 1,024 ("gated" only)
+  bool metric = false;           ///< images are compared after a learned linear map ("gated", "uni-modal", not "both")
+  std::int64_t gate_width = 16;  ///< hidden units of the gate's networks, 1 to 1,024 ("gated" only)
 
   /// Embeddings fused for each query: k, or 2 k when both sides of a neighbour are.
   std::int64_t slots() const { return fuse == "both" ? 2 * k : k; }
@@ -86,6 +91,7 @@ class RECO_API Fusion {
 
   /// Refines n queries [n, dim] of unit length with their neighbours. Without neighbours a query comes back unchanged,
   /// but for "transformer". With fuse = "both" the neighbours come as 2 k columns: all partners, then all same sides.
+  /// With `metric` those of images come with their same sides (Neighbors::same), as find_neighbors() gives them.
   /// Throws Error when shapes do not fit, or there are more columns than config.slots() for "transformer".
   FusionOutput fuse(Modality modality, const MatrixView& queries, const Neighbors& neighbors) const;
 

@@ -58,6 +58,7 @@ struct Neighbors {
   IndexMatrix rows{};  ///< [n, k] row numbers, for Memory::keys() and captions()
   Matrix scores{};     ///< [n, k] cosine similarities
   Matrix partners{};   ///< [n * k, dim]: the other side's embedding of neighbour j of query i in row i * k + j
+  Matrix same{};       ///< [n * k, dim]: the side of the query's own modality, where find_neighbors() needs it
 };
 
 /// Image-text pairs that are searched by either side. Rows are numbers that a pair keeps as long as it is there. All

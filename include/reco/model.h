@@ -20,7 +20,7 @@ namespace reco {
 
 /// How a model looks things up.
 struct ModelOptions {
-  std::int64_t k = 10;                    ///< neighbours a query, 1 or more; at most the fusion's for "transformer"
+  std::optional<std::int64_t> k{};        ///< neighbours a query, 1 or more; unless given, as many as the fusion is for
   std::optional<float> max_similarity{};  ///< image neighbours more similar (cosine) than this are left out
 };
 

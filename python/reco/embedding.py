@@ -248,6 +248,7 @@ def train_on(
     config: TrainingConfig,
     *,
     concepts: Sequence[int] = (),
+    held_out: Sequence[int] = (),
     progress: Progress = True,
 ) -> Fusion:
     """train() with a progress bar, on embeddings, or on a memory of pairs that is read batch by batch.
@@ -263,6 +264,8 @@ def train_on(
     config : TrainingConfig
     concepts : list of int [n], optional
         Pairs of one concept never meet in a batch.
+    held_out : list of int [m], optional
+        Row numbers of pairs that are never learned from: what is chosen is chosen by them.
     progress : bool or callable, optional
         Show a progress bar on standard error; or called with (epochs done, epochs), returning False stops.
 
@@ -275,7 +278,7 @@ def train_on(
     Error
         As train().
     """
-    numbers = list(concepts) or None
+    options: dict[str, Any] = {"concepts": list(concepts) or None, "held_out": list(held_out) or None}
     if isinstance(pairs, Memory):
-        return train(pairs, None, memory, config, concepts=numbers, progress=progress)
-    return train(pairs.images, pairs.texts, memory, config, keys=pairs.keys, concepts=numbers, progress=progress)
+        return train(pairs, None, memory, config, **options, progress=progress)
+    return train(pairs.images, pairs.texts, memory, config, keys=pairs.keys, **options, progress=progress)

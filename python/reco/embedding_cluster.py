@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from reco._core import Clip, Error, set_threads
 from reco.embedding_folder import Summary, begun_parts, embed_to_folder
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["embed_on_dask"]
 
-_TAG = "[embedding_cluster.embed_on_dask]"
+_TAG = "embedding_cluster.embed_on_dask"
 _PARTS_A_WORKER = 4  # few enough to read a collection's index seldom, enough for all workers to end together
 
-# Of a worker process: one model, one part at a time.
-_worker = threading.Lock()
+# Of a worker process: one task at a time, one model.
+worker = threading.Lock()
 _models: dict[Any, Clip] = {}
 
 
@@ -48,7 +50,7 @@ def embed_part(
     options: dict[str, Any],
 ) -> Summary:
     """What a worker does: one part of the collection, gone on with where a lost worker left it."""
-    with _worker:
+    with worker:
         set_threads(worker_threads(threads))
         return embed_to_folder(_model(model, model_options), sources, out, shard=part, progress=False, **options)
 
@@ -67,7 +69,7 @@ def embed_on_dask(
     shard_size: int = 10_000,
     image_column: str | None = None,
     caption_column: str | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Summary:
     """embed_to_folder() on a cluster: each part of the collection is a task of a worker.
 
@@ -89,8 +91,10 @@ def embed_on_dask(
         Of a worker; by default as many as Dask gave it (`dask worker --nthreads`).
     device, dtype, batch_size
         As in Clip.load.
-    shard_size, image_column, caption_column, progress
+    shard_size, image_column, caption_column
         As in embed_to_folder.
+    progress : bool or callable, optional
+        Show a progress bar on standard error; or called with (parts done, parts in all), returning False stops.
 
     Returns
     -------
@@ -102,10 +106,6 @@ def embed_on_dask(
     Error
         When no scheduler answers, it has no workers, or a part fails as embed_to_folder would.
     """
-    try:
-        from distributed import as_completed
-    except ImportError:
-        raise Error(f"{_TAG} distributed is not installed: pip install reco-clip[dask]") from None
     paths = [sources] if isinstance(sources, str | Path) else list(sources)
     fixed = (
         str(Path(model).resolve()),
@@ -114,22 +114,10 @@ def embed_on_dask(
         str(Path(out).resolve()),
     )
     options = {"shard_size": shard_size, "image_column": image_column, "caption_column": caption_column}
-    with _connect(scheduler) as client:
-        count = parts or begun_parts(out) or _PARTS_A_WORKER * _workers(client)
-        futures = [
-            client.submit(embed_part, *fixed, (i, count), threads, options, pure=False, retries=2)
-            for i in range(1, count + 1)
-        ]
-        done: list[Summary] = []
-        bar = tqdm(total=count, unit=" parts", desc="embed", disable=None if progress else True)
-        try:
-            with bar:
-                for _, summary in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
-                    done.append(summary)
-                    bar.set_postfix(rows=sum(part.rows for part in done))
-                    bar.update()
-        finally:
-            client.cancel(futures)
+    with connected(scheduler, _TAG) as client:
+        count = parts or begun_parts(out) or _PARTS_A_WORKER * _workers(client, _TAG)
+        tasks = ((*fixed, (i, count), threads, options) for i in range(1, count + 1))
+        done: list[Summary] = list(on_workers(client, embed_part, tasks, count, "embed", " parts", progress, _TAG))
     return Summary(
         sum(part.shards for part in done),
         sum(part.samples for part in done),
@@ -139,22 +127,51 @@ def embed_on_dask(
     )
 
 
-def _connect(scheduler: Any) -> Any:
+def on_workers(
+    client: Any,
+    work: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    total: int,
+    description: str,
+    unit: str,
+    progress: Progress,
+    tag: str,
+) -> Iterator[Any]:
+    """What `work` returns for each task's arguments, in the order in which they end; tasks that are left are cancelled.
+
+    `total` counts those too that an earlier call did.
+    """
+    from distributed import as_completed
+
+    _workers(client, tag)
+    futures = [client.submit(work, *task, pure=False, retries=2) for task in tasks]
+    try:
+        with Reporter(progress, description, unit, total, total - len(futures)) as bar:
+            for _, result in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
+                yield result
+                bar.update(1)
+    finally:
+        client.cancel(futures)
+
+
+def connected(scheduler: Any, tag: str) -> Any:
     """A client, closed in the end if it is ours."""
     import contextlib
 
-    from distributed import Client
-
+    try:
+        from distributed import Client
+    except ImportError:
+        raise Error(f"[{tag}] distributed is not installed: pip install reco-clip[dask]") from None
     if isinstance(scheduler, Client):
         return contextlib.nullcontext(scheduler)
     try:
         return Client(scheduler, timeout=20)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        raise Error(f"{_TAG} no Dask scheduler answers at {scheduler}: {error}") from None
+        raise Error(f"[{tag}] no Dask scheduler answers at {scheduler}: {error}") from None
 
 
-def _workers(client: Any) -> int:
+def _workers(client: Any, tag: str) -> int:
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if not workers:
-        raise Error(f"{_TAG} the scheduler has no workers")
+        raise Error(f"[{tag}] the scheduler has no workers")
     return workers

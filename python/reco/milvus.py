@@ -5,28 +5,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from reco._core import Error, MemoryBase, MemoryRow, Neighbors
+from reco._core import Error, MemoryBase, MemoryRow, Neighbors, _unit_rows
 from reco.embedding import Embeddings
 from reco.embedding_folder import folder_shards
-from reco.milvus_collection import LONGEST_TEXT, MilvusCollection
+from reco.milvus_collection import LONGEST_TEXT, REQUEST_BYTES, MilvusCollection
+from reco.milvus_search import MOST_RESULTS, Ranking, Search, pieces, rounding
+from reco.progress import Reporter
+
+if TYPE_CHECKING:
+    from reco.types import Progress
 
 __all__ = ["MilvusMemory"]
 
 Floats = npt.NDArray[np.float32]
 Side = Literal["image", "text"]
 
-_REQUEST_BYTES = 16 << 20  # of vectors in one request or answer; a server takes 64 MB
-_MOST_RESULTS = 16_384  # Milvus's own limit of neighbours a query
 _ROWS = 1_000  # ids of one query
-_CONTEST = 16  # times k: how many equally near pairs are looked at
 _SAMPLE = 64  # rows of a shard that an import reads back
 _TAG = "memory.milvus"
 
@@ -43,11 +44,12 @@ def row_of(key: str) -> int:
 class MilvusMemory(MemoryBase):
     """Image-text pairs in a collection of a Milvus server or of a Milvus Lite file; takes a Memory's place anywhere.
 
-    Embeddings are unit rows, rounded to half precision as a Memory's are, so that both give the same neighbours: of
-    pairs that are equally near the older ones (any, where there are more than 16 k of them), and two whose similarities
-    differ by no more than rounding may change places. A pair
-    is written whole or not at all, but many pairs batch by batch: when add() fails half way, some are there, and
-    upsert() of all of them ends what was begun. Thread safe.
+    Embeddings are unit rows, rounded to half precision as a Memory's are, and what the server finds is compared with
+    the query once more as a Memory compares: both give the same neighbours with the same similarities, of equally near
+    pairs the older ones (any of them, where there are more than 4,096). Indexes that see a part of the pairs, or keep
+    them rounded, miss some, as they do for others. A pair is written whole or not at all, but many pairs batch by
+    batch: when add() fails half way, some are there, and upsert() of all of them ends what was begun. Thread safe. A
+    pickle connects anew where it is unpickled; it holds the token.
 
     Parameters
     ----------
@@ -127,6 +129,10 @@ class MilvusMemory(MemoryBase):
     def __repr__(self) -> str:
         return str(self._store)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle connects anew where it is unpickled; it holds the token."""
+        return _connect_again, (self._store.uri, self._store.name, self.encoder, self._store.token, self._store.timeout)
+
     def __len__(self) -> int:
         return int(self._store.call("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
 
@@ -173,7 +179,10 @@ class MilvusMemory(MemoryBase):
         metadata : list of dict, optional
         """
         n = len(keys)
-        sides = {"image": self._unit(image_embeddings, n), "text": self._unit(text_embeddings, n)}
+        sides = {
+            "image": self._halves(image_embeddings, "image embeddings", n),
+            "text": self._halves(text_embeddings, "text embeddings", n),
+        }
         words: dict[str, list[Any]] = {"caption": captions or [""] * n, "metadata": metadata or [{}] * n}
         for name, values in words.items():
             if len(values) != n:
@@ -184,13 +193,14 @@ class MilvusMemory(MemoryBase):
             if len(text.encode()) > LONGEST_TEXT:
                 raise Error(f"[memory.add] keys and captions must have at most {LONGEST_TEXT} bytes: '{text[:40]}...'")
         rows, now = [row_of(key) for key in keys], time.time_ns()
-        step = max(1, _REQUEST_BYTES // (8 * self.dim + 1024))
+        step = max(1, REQUEST_BYTES // (8 * self.dim + 1024))
         for first in range(0, n, step):
             self._store.call("upsert", data=[
                 {
                     "id": rows[i], "key": keys[i], "caption": words["caption"][i],
                     "metadata": words["metadata"][i] or {}, "added": now + i,
-                    "image": self._stored_vector(sides["image"][i]), "text": self._stored_vector(sides["text"][i]),
+                    "image": self._store.stored_vector(sides["image"][i]),
+                    "text": self._store.stored_vector(sides["text"][i]),
                 }
                 for i in range(first, min(first + step, n))
             ])  # fmt: skip
@@ -206,14 +216,14 @@ class MilvusMemory(MemoryBase):
         for key in keys:
             if key not in there:
                 raise Error(f"[memory.remove] no pair has the key '{key}'")
-        for piece in _pieces([row_of(key) for key in keys], _ROWS):
+        for piece in pieces([row_of(key) for key in keys], _ROWS):
             self._store.call("delete", ids=piece)
 
     def flush(self) -> None:
         """Have the server seal and index what was added so far, so that it is found faster. Imports end with it."""
         self._store.call("flush")
 
-    def import_embeddings(self, *folders: str | Path, progress: bool = True) -> int:
+    def import_embeddings(self, *folders: str | Path, progress: Progress = True) -> int:
         """Add what `reco embed` or clip-retrieval wrote, shard by shard.
 
         Interrupted, the same call goes on after the last whole shard; until it has ended, searches raise Error. Of
@@ -222,8 +232,8 @@ class MilvusMemory(MemoryBase):
         Parameters
         ----------
         *folders : str or Path
-        progress : bool
-            Show a progress bar on standard error.
+        progress : bool or callable, optional
+            Show a progress bar on standard error; or called with (pairs done, pairs in all), returning False stops.
 
         Returns
         -------
@@ -237,10 +247,10 @@ class MilvusMemory(MemoryBase):
         self._store.write_facts(importing=source, **{"import": state})
         before, total = len(self), 0
         shards = (shard for folder in folders for shard in folder_shards(folder))
-        with tqdm(unit=" pairs", desc="import", disable=None if progress else True, leave=False) as bar:
+        with Reporter(progress, "import", " pairs") as bar:
             for number, shard in enumerate(shards):
                 if number >= state["shards"]:
-                    for piece in _pieces(range(len(shard)), 10_000):
+                    for piece in pieces(range(len(shard)), 10_000):
                         rows = shard.select(list(piece))
                         self.upsert(rows.images, rows.texts, rows.keys, rows.captions, rows.metadata)
                     self._verify(shard)
@@ -291,46 +301,35 @@ class MilvusMemory(MemoryBase):
         -------
         Neighbors
         """
-        rows = self._unit(queries, None)
+        rows = self._unit(queries, "memory.search", "queries")
         self._check_search(k, modality, exact)
-        excluded = _excluded(exclude_keys, len(rows))
+        excluded, partner = _excluded(exclude_keys, len(rows)), _other(modality)
         found_rows = np.full((len(rows), k), -1, np.int64)
         scores = np.zeros((len(rows), k), np.float32)
         vectors = np.zeros((len(rows), k, self.dim), np.float32) if partners else None
-        partner = _other(modality)
-        request = {
-            "anns_field": modality,
-            "filter": self._filter(where, only_keys),
-            "output_fields": ["id", "added", partner] if partners else ["id", "added"],
-            "search_params": {"metric_type": "IP", "params": self._effort(effort)},
-        }
-        todo, limit = np.arange(len(rows)), min(_MOST_RESULTS, k + 1 + max(map(len, excluded), default=0))
-        while todo.size:
-            short = []
-            for i, hits in self._hits(rows, todo, limit, request):
-                kept = [hit for hit in hits if hit["id"] not in excluded[i]
-                        and (max_similarity is None or hit["distance"] <= max_similarity)]  # fmt: skip
-                if _wants_more(kept, hits, k, limit):
-                    short.append(i)
-                    continue
-                for j, hit in enumerate(_oldest_first(kept)[:k]):
-                    found_rows[i, j], scores[i, j] = hit["id"], hit["distance"]
-                    if vectors is not None:
-                        vectors[i, j] = self._read_vector(hit["entity"][partner])
-            todo, limit = np.array(short, np.int64), min(_MOST_RESULTS, 4 * limit)
+        most = np.inf if max_similarity is None else max_similarity
+        search = Search(
+            self._store,
+            Ranking(k, rounding(self.dim, self._store.facts["dtype"]), most),
+            (modality, partner) if partners else (modality,),
+            {
+                "anns_field": modality,
+                "filter": self._filter(where, only_keys),
+                "search_params": {"metric_type": "IP", "params": self._effort(effort)},
+            },
+        )
+        for i, found in search.run(rows, excluded):
+            n = len(found.pairs)
+            scores[i, :n] = found.scores
+            for j, pair in enumerate(found.pairs):
+                found_rows[i, j] = pair.row
+                if vectors is not None:
+                    vectors[i, j] = pair.vectors[partner]
         return Neighbors(self, found_rows, scores, vectors)
 
-    def _hits(self, rows: Floats, todo: npt.NDArray[np.int64], limit: int, request: dict[str, Any]) -> Iterable[Any]:
-        step = max(
-            1, _REQUEST_BYTES // (4 * self.dim * (limit if len(request["output_fields"]) > 2 else 1) + 16 * limit)
-        )
-        for piece in _pieces(todo, step):
-            data = [self._stored_vector(rows[i]) for i in piece]
-            yield from zip(piece, self._store.call("search", data=data, limit=limit, **request), strict=True)
-
     def _check_search(self, k: int, modality: str, exact: bool) -> None:
-        if not 1 <= k <= _MOST_RESULTS:
-            raise Error(f"[memory.search] k must be from 1 to {_MOST_RESULTS}, got {k}")
+        if not 1 <= k <= MOST_RESULTS:
+            raise Error(f"[memory.search] k must be from 1 to {MOST_RESULTS}, got {k}")
         if modality not in ("image", "text"):
             raise Error(f"[memory.search] modality must be 'image' or 'text', got '{modality}'")
         if exact and self._store.facts["index"] != "FLAT":
@@ -360,7 +359,7 @@ class MilvusMemory(MemoryBase):
         """
         found = self._fields(rows, modality)
         none = np.zeros(self.dim, np.float32)
-        out: Floats = np.stack([none if one is None else self._read_vector(one) for one in found]) if found else (
+        out: Floats = np.stack([none if one is None else self._store.read_vector(one) for one in found]) if found else (
             np.zeros((0, self.dim), np.float32)
         )  # fmt: skip
         return out
@@ -383,13 +382,13 @@ class MilvusMemory(MemoryBase):
         if not found:
             raise Error(f"[memory.get] no pair has the key '{key}'")
         row = found[0]
-        image, text = (self._read_vector(row[side]) for side in ("image", "text"))
+        image, text = (self._store.read_vector(row[side]) for side in ("image", "text"))
         return MemoryRow(row["key"], row["caption"], row["metadata"], image, text)
 
     def _fields(self, rows: Any, name: str) -> list[Any]:
         wanted = [int(row) for row in np.asarray(rows).ravel()]
         known: dict[int, Any] = {-1: None}
-        for piece in _pieces(sorted(set(wanted) - {-1}), _ROWS):
+        for piece in pieces(sorted(set(wanted) - {-1}), _ROWS):
             known |= {row["id"]: row[name] for row in self._query(piece, [name])}
         for row in wanted:
             if row not in known:
@@ -402,7 +401,7 @@ class MilvusMemory(MemoryBase):
     def _stored(self, keys: list[str]) -> list[str]:
         """Those of the keys that are there; two keys of one hash are an Error."""
         there = []
-        for piece in _pieces(keys, _ROWS):
+        for piece in pieces(keys, _ROWS):
             wanted = {row_of(key): key for key in piece}
             for row in self._query(list(wanted), ["key"]):
                 if wanted[row["id"]] != row["key"]:
@@ -414,7 +413,8 @@ class MilvusMemory(MemoryBase):
         """Read some rows of an imported shard back."""
         chosen = np.random.default_rng(len(shard)).permutation(len(shard))[:_SAMPLE]
         pairs = shard.select([int(i) for i in chosen])
-        images, texts = self._unit(pairs.images, len(pairs)), self._unit(pairs.texts, len(pairs))
+        images = self._halves(pairs.images, "image embeddings", len(pairs))
+        texts = self._halves(pairs.texts, "text embeddings", len(pairs))
         rows = {row["id"]: row for row in self._query([row_of(key) for key in pairs.keys], ["key", "image", "text"])}
         for i, key in enumerate(pairs.keys):
             row = rows.get(row_of(key))
@@ -422,47 +422,30 @@ class MilvusMemory(MemoryBase):
                 row is None
                 or row["key"] != key
                 or any(
-                    np.abs(self._read_vector(row[side]) - side_rows[i]).max() > 1e-3
+                    np.abs(self._store.read_vector(row[side]) - side_rows[i]).max() > 1e-3
                     for side, side_rows in (("image", images), ("text", texts))
                 )
             ):
                 raise Error(f"[{_TAG}] {self} does not give back the pair '{key}' as it was imported")
 
     # --- vectors -----------------------------------------------------------------------------------------------------
-    def _unit(self, values: Any, n: int | None) -> Floats:
-        rows = np.atleast_2d(np.asarray(values, np.float32))
-        if rows.ndim != 2 or rows.shape[1] != self.dim or (n is not None and len(rows) != n):
-            raise Error(f"[{_TAG}] expected embeddings [{'n' if n is None else n}, {self.dim}], got {list(rows.shape)}")
-        wide = rows.astype(np.float64)  # as a Memory computes, so that both hold the same values
-        inverse = 1 / np.maximum(np.sqrt((wide * wide).sum(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
-        unit: Floats = (wide * inverse).astype(np.float32)
-        if not np.isfinite(unit).all() or not rows.any(axis=1).all():
-            raise Error(f"[{_TAG}] embeddings must be finite and not zero")
-        return unit if n is None else unit.astype(np.float16).astype(np.float32)
+    def _unit(self, values: Any, tag: str, name: str) -> Floats:
+        """Scaled as a Memory scales them, so that both compare the same values."""
+        unit = _unit_rows(values, tag, name)
+        if unit.shape[1] != self.dim:
+            raise Error(f"[{tag}] {name} must have {self.dim} columns, got {unit.shape[1]}")
+        return unit
 
-    def _stored_vector(self, row: Floats) -> Any:
-        return row if self._store.facts["dtype"] == "float32" else row.astype(np.float16)
-
-    def _read_vector(self, value: Any) -> Floats:
-        if self._store.facts["dtype"] == "float32":
-            return np.asarray(value, np.float32)
-        data = value[0] if isinstance(value, list) else value
-        return np.frombuffer(data, np.float16).astype(np.float32)
+    def _halves(self, values: Any, name: str, n: int) -> Floats:
+        """Rounded as a Memory rounds them."""
+        unit = self._unit(values, "memory.add", name)
+        if len(unit) != n:
+            raise Error(f"[memory.add] {name} must have one row a key, {n} in all, got {len(unit)}")
+        return unit.astype(np.float16).astype(np.float32)
 
 
-def _wants_more(kept: list[Any], hits: list[Any], k: int, limit: int) -> bool:
-    """Whether what was left out took the places of others, or the last places are contested by equally near pairs."""
-    if len(hits) < limit:
-        return False  # there are no more
-    if len(kept) < k and limit == _MOST_RESULTS:
-        raise Error(f"[memory.search] of the {limit} pairs that Milvus finds for a query, fewer than {k} may stay")
-    contested = len(kept) >= k and kept[k - 1]["distance"] == hits[-1]["distance"]
-    return len(kept) < k or (contested and limit < min(_MOST_RESULTS, _CONTEST * (k + 1)))
-
-
-def _oldest_first(hits: list[Any]) -> list[Any]:
-    """Among equally near pairs, one caption many times say, those that were added first: the order of a Memory."""
-    return sorted(hits, key=lambda hit: (-hit["distance"], hit["entity"]["added"]))
+def _connect_again(uri: str, collection: str, encoder: str, token: str, timeout: float) -> MilvusMemory:
+    return MilvusMemory(uri, collection, encoder=encoder, token=token, timeout=timeout)
 
 
 def _excluded(keys: Any, n: int) -> list[set[int]]:
@@ -473,7 +456,3 @@ def _excluded(keys: Any, n: int) -> list[set[int]]:
     if len(lists) != n:
         raise Error(f"[memory.search] exclude_keys must be one list, or one a query, {n} in all, got {len(lists)}")
     return [{row_of(key) for key in one} for one in lists]
-
-
-def _pieces(items: Any, size: int) -> Iterable[Any]:
-    return (items[first : first + size] for first in range(0, len(items), size))

@@ -9,11 +9,14 @@ import os
 import time
 from typing import Any
 
+import numpy as np
+
 from reco._core import Error
 
-__all__ = ["LONGEST_TEXT", "MilvusCollection"]
+__all__ = ["LONGEST_TEXT", "REQUEST_BYTES", "MilvusCollection"]
 
 LONGEST_TEXT = 65_535  # bytes, Milvus's own limit
+REQUEST_BYTES = 16 << 20  # of vectors in one request or answer; a server takes 64 MB
 
 _log = logging.getLogger("reco")
 
@@ -25,8 +28,13 @@ _FACTS_ROW: dict[str, Any] = {"ids": [0], "output_fields": ["facts"]}
 _FRESH = 1.0  # seconds for which facts that were read are believed
 _LONGEST_PAUSE = 2.0
 # Of a connection: gRPC itself waits longer and longer before it tries again, up to two minutes, and lets connections
-# share that patience.
-_CHANNEL = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.use_local_subchannel_pool": 1}
+# share that patience. Its servers hang up on who asks more often than each five minutes whether they are still there,
+# as pymilvus does while a request takes long; that has a timeout of its own.
+_CHANNEL = {
+    "grpc.max_reconnect_backoff_ms": 1000,
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.keepalive_time_ms": 300_000,
+}
 
 
 class MilvusCollection:
@@ -35,7 +43,7 @@ class MilvusCollection:
     """
 
     def __init__(self, uri: str, name: str, token: str, timeout: float) -> None:
-        self.uri, self.name, self.timeout = str(uri), name, timeout
+        self.uri, self.name, self.token, self.timeout = str(uri), name, token, timeout
         self.client = _connect(self.uri, token, timeout)
         self.facts: dict[str, Any] = {}
         self._read_at = -_FRESH
@@ -95,6 +103,17 @@ class MilvusCollection:
         if time.monotonic() - self._read_at > _FRESH:
             self._take(_facts_in(self.call("query", name=self._facts_name, **_FACTS_ROW)))
         return self.facts
+
+    def stored_vector(self, row: Any) -> Any:
+        """A float32 row as requests hold it."""
+        return row if self.facts["dtype"] == "float32" else row.astype(np.float16)
+
+    def read_vector(self, value: Any) -> Any:
+        """A float32 row from an answer."""
+        if self.facts["dtype"] == "float32":
+            return np.asarray(value, np.float32)
+        data = value[0] if isinstance(value, list) else value
+        return np.frombuffer(data, np.float16).astype(np.float32)
 
     def call(self, method: str, *, name: str | None = None, **arguments: Any) -> Any:
         """Send a request, and again when it fails, until the timeout: every one of ours may be sent twice."""

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reco/clip.h"
 
-#include <algorithm>
-#include <cctype>
-#include <fstream>
 #include <iomanip>
 #include <sstream>
 
-#include "image_array.h"
+#include "image_input.h"
 
 namespace reco::python {
 
@@ -16,115 +13,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kImages = "clip.encode_images";
-
-/// One item of the list that encode_images() got.
-struct Item {
-  enum class Kind { path, bytes, object } kind;
-  fs::path path;
-  py::object object;                 // the bytes, or what becomes an array
-  bool native = false;               // the library decodes it; otherwise PIL does
-  std::span<const std::byte> bytes;  // of `object`
-};
-
-bool is_path(const py::handle& x) { return py::isinstance<py::str>(x) || py::hasattr(x, "__fspath__"); }
-bool is_bytes(const py::handle& x) {
-  return PyBytes_Check(x.ptr()) || PyByteArray_Check(x.ptr()) || PyMemoryView_Check(x.ptr());
-}
-bool is_pil(const py::handle& x) { return py::hasattr(x, "convert") && py::hasattr(x, "getbands"); }
-
-bool is_array(const py::handle& x) { return py::isinstance<py::array>(x) || is_tensor(x); }
-
-bool is_one(const py::object& x) {
-  return is_path(x) || is_bytes(x) || is_pil(x) || (is_array(x) && x.attr("ndim").cast<int>() != 4);
-}
-
-/// JPEG, PNG or WebP by its first bytes. Files that cannot be read count too: the library's error says why.
-bool is_native(std::string_view head) {
-  using namespace std::string_view_literals;
-  return head.empty() || head.starts_with("\xff\xd8\xff"sv) || head.starts_with("\x89PNG"sv) ||
-         (head.starts_with("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP"sv);
-}
-
-/// The usual suffixes are believed, which saves opening a million files twice.
-bool is_native(const fs::path& path) {
-  std::string suffix = path.extension().string();
-  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
-  if (suffix == ".jpg" || suffix == ".jpeg" || suffix == ".png" || suffix == ".webp") return true;
-  std::string head(12, '\0');
-  std::ifstream file(path, std::ios::binary);
-  file.read(head.data(), 12);
-  head.resize(static_cast<std::size_t>(file.gcount()));
-  return is_native(std::string_view(head));
-}
-
-std::span<const std::byte> span_of(const py::object& bytes) {
-  char* data = nullptr;
-  py::ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
-  return {reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
-}
-
-Item classify(const py::object& x) {
-  if (is_bytes(x)) {
-    const auto bytes = py::reinterpret_steal<py::bytes>(PyBytes_FromObject(x.ptr()));  // itself, if it is bytes
-    if (!bytes) throw py::error_already_set();
-    return {Item::Kind::bytes, {}, bytes, is_native(std::string_view(bytes)), span_of(bytes)};
-  }
-  if (is_path(x)) {
-    auto path = x.cast<fs::path>();
-    const bool native = is_native(path);
-    return {Item::Kind::path, std::move(path), {}, native, {}};
-  }
-  if (is_array(x)) return {Item::Kind::object, {}, any_array(x), false, {}};
-  if (!is_pil(x)) {
-    throw py::type_error("encode_images takes paths, bytes, PIL images and uint8 arrays [height, width, 3], got " +
-                         py::str(py::type::of(x)).cast<std::string>());
-  }
-  return {Item::Kind::object, {}, x, false, {}};
-}
-
-std::vector<Item> classify_all(const py::object& images) {
-  std::vector<Item> items;
-  if (is_one(images)) {
-    items.push_back(classify(images));
-  } else {
-    for (const py::handle& image : images) items.push_back(classify(py::reinterpret_borrow<py::object>(image)));
-  }
-  return items;
-}
-
-/// The pixels by way of PIL: of an image object, or of a file in a format that only PIL knows.
-Image through_pil(const Item& item, const std::string& name) {
-  try {
-    py::object image = item.object;
-    if (item.kind != Item::Kind::object) {
-      const py::object source =
-          item.kind == Item::Kind::path ? py::cast(item.path) : py::module_::import("io").attr("BytesIO")(item.object);
-      image = py::module_::import("PIL.Image").attr("open")(source);
-    }
-    const py::object rgb = image.attr("convert")("RGB");
-    return image_from_array(py::module_::import("numpy").attr("asarray")(rgb), kImages);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception)) {  // KeyboardInterrupt says nothing about the image
-      pending_error() = std::make_unique<py::error_already_set>(std::move(error));
-      throw Interrupted("[interrupted] while PIL read an image");
-    }
-    fail(kImages, "'", name, "' is neither JPEG, PNG nor WebP, and PIL cannot read it: ", error.what());
-  }
-}
-
-/// Called without the GIL, from several threads at once.
-Image to_image(const Item& item, std::int64_t index) {
-  const std::string name = item.kind == Item::Kind::path ? item.path.string() : "image " + std::to_string(index);
-  if (item.native) return item.kind == Item::Kind::path ? read_image(item.path) : decode_image(item.bytes, name);
-  const py::gil_scoped_acquire gil;
-  if (item.kind != Item::Kind::object || !py::isinstance<py::array>(item.object)) return through_pil(item, name);
-  try {
-    return image_from_array(item.object, kImages);
-  } catch (const Error& error) {
-    fail(kImages, name, ": ", error.what());
-  }
-}
 
 Unreadable unreadable(std::optional<py::function> callback) {
   if (!callback) return {};
@@ -136,14 +24,16 @@ Unreadable unreadable(std::optional<py::function> callback) {
 
 py::array_t<float> encode_images(const Clip& clip, const py::object& images, const py::object& progress,
                                  std::optional<py::function> on_error) {
-  const std::vector<Item> items = classify_all(images);
+  const std::vector<ImageInput> inputs = image_inputs(images, kImages);
   const ProgressArgument reporter(progress, "encode", " images");
   const Unreadable report = unreadable(std::move(on_error));
-  const auto source = [&](std::int64_t i) { return to_image(items[static_cast<std::size_t>(i)], i); };
+  const auto source = [&](std::int64_t i) {
+    return inputs[static_cast<std::size_t>(i)].read(clip.preprocess(), "image " + std::to_string(i));
+  };
   Matrix result;
   {
     const LongCall unlocked;
-    result = clip.encode_images(static_cast<std::int64_t>(items.size()), source, reporter.function(), report);
+    result = clip.encode_images(static_cast<std::int64_t>(inputs.size()), source, reporter.function(), report);
   }
   return to_numpy(std::move(result));
 }

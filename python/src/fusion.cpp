@@ -8,8 +8,10 @@ namespace reco::python {
 
 namespace {
 
-// Neighbours as arrays from anywhere: [n, k] scores, [n, k, dim] partners, optionally [n, k] rows (-1: none).
-Neighbors neighbors_from(const FloatArray& scores, const FloatArray& partners, const std::optional<IndexArray>& rows) {
+// Neighbours as arrays from anywhere: [n, k] scores, [n, k, dim] partners, optionally [n, k] rows (-1: none) and
+// [n, k, dim] same sides.
+Neighbors neighbors_from(const FloatArray& scores, const FloatArray& partners, const std::optional<IndexArray>& rows,
+                         const std::optional<FloatArray>& same) {
   const char* tag = "fusion.fuse";
   check(scores.ndim() == 2, tag, "scores must be [n, k], got ", scores.ndim(), " dimensions");
   check(partners.ndim() == 3 && partners.shape(0) == scores.shape(0) && partners.shape(1) == scores.shape(1), tag,
@@ -20,6 +22,11 @@ Neighbors neighbors_from(const FloatArray& scores, const FloatArray& partners, c
   if (rows) {
     check(rows->ndim() == 2 && rows->shape(0) == n && rows->shape(1) == k, tag, "rows must be [n, k] as the scores");
     out.rows = Eigen::Map<const IndexMatrix>(rows->data(), n, k);
+  }
+  if (same) {
+    check(same->ndim() == 3 && same->shape(0) == n && same->shape(1) == k && same->shape(2) == d, tag,
+          "same must be [n, k, dim] as the partners");
+    out.same = Eigen::Map<const Matrix>(same->data(), n * k, d);
   }
   return out;
 }
@@ -34,9 +41,10 @@ py::dict output(FusionOutput&& result) {
 }
 
 py::dict fuse(const Fusion& self, const std::string& side, const FloatArray& queries, const FloatArray& scores,
-              const FloatArray& partners, const std::optional<IndexArray>& rows) {
+              const FloatArray& partners, const std::optional<IndexArray>& rows,
+              const std::optional<FloatArray>& same) {
   const auto view = matrix_view(queries, "fusion.fuse", "queries");
-  const auto neighbors = neighbors_from(scores, partners, rows);
+  const auto neighbors = neighbors_from(scores, partners, rows, same);
   const auto which = modality(side, "fusion.fuse");
   FusionOutput result;
   {
@@ -116,6 +124,9 @@ residual : bool
     unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only).
 shared : bool
     One set of weights for both sides.
+metric : bool
+    Images are compared after a linear map, learned from how pictures of one concept differ ("gated" only, with search
+    "uni-modal", fuse "partner" or "same", not shared).
 gate_width : int
     Hidden units of the gate's networks ("gated" only).
 
@@ -137,6 +148,7 @@ Error
       .field("similarity", &FusionConfig::similarity, "Whether the layers' tokens carry the similarity.")
       .field("residual", &FusionConfig::residual, "Whether the result is added to the query.")
       .field("shared", &FusionConfig::shared, "Whether both sides have one set of weights.")
+      .field("metric", &FusionConfig::metric, "Whether images are compared after a learned linear map.")
       .field("gate_width", &FusionConfig::gate_width, "Hidden units of the gate's networks.");
   options.define(m, [](const FusionConfig& config) { validate(config); });
 }
@@ -234,7 +246,7 @@ Error
     When it cannot be written; what was there before stays.
 )")
       .def("fuse", &fuse, py::arg("modality"), py::arg("queries"), py::arg("scores"), py::arg("partners"),
-           py::arg("rows") = py::none(),
+           py::arg("rows") = py::none(), py::arg("same") = py::none(),
            R"(Refine queries with their neighbours.
 
 Parameters
@@ -249,6 +261,8 @@ partners : array [n, k, dim]
     The neighbours' other side.
 rows : array of int [n, k], optional
     Row numbers; -1 where there is no neighbour.
+same : array [n, k, dim], optional
+    The neighbours' images; needed, and used, for image queries with config.metric alone.
 
 Returns
 -------

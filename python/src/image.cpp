@@ -3,8 +3,10 @@
 #include <array>
 #include <filesystem>
 #include <string>
+#include <utility>
 
 #include "image_array.h"
+#include "image_input.h"
 #include "options.h"
 
 namespace reco::python {
@@ -25,14 +27,35 @@ Enum by_name(const std::array<const char*, size>& names, const std::string& name
   fail(tag, what, " must be ", expected, ", got '", name, "'");
 }
 
-py::array_t<float> run_preprocess(const Preprocess& config, const py::object& array) {
-  const Image image = image_from_array(array, "image.preprocess");
+Image read_input(const ImageInput& input, const Preprocess& config) {
+  const LongCall unlocked;
+  return input.read(config, "image");
+}
+
+py::array_t<float> run_preprocess(const Preprocess& config, const Image& image) {
   const auto [width, height] = config.output_size(image.width, image.height);
   py::array_t<float> out({3, height, width});
   const std::span<float> values(out.mutable_data(), static_cast<std::size_t>(out.size()));
   const LongCall unlocked;
   preprocess(image, config, values);
   return out;
+}
+
+py::array_t<float> call_preprocess(const Preprocess& config, const py::object& given) {
+  if (const Image* lent = lent_image(given)) return run_preprocess(config, *lent);
+  Image image = read_input({given, "image.preprocess"}, config);
+  py::array_t<float> out = run_preprocess(config, image);
+  recycle(std::move(image));
+  return out;
+}
+
+Image resize_array(const py::object& array, int width, int height, Resample filter, const char* tag) {
+  const Image* lent = lent_image(array);
+  Image copy = lent == nullptr ? image_from_array(array, tag) : Image();
+  const LongCall unlocked;
+  Image resized = resize(lent == nullptr ? copy : *lent, width, height, filter);
+  recycle(std::move(copy));
+  return resized;
 }
 
 /// A field whose values have names.
@@ -56,6 +79,9 @@ fields may be set. The order is: resize, crop, rescale, normalise.
 
 Parameters
 ----------
+rgb_first : bool
+    Convert to RGB before all else, as Hugging Face does; open_clip and OpenAI resize an image in its own mode (palette,
+    with alpha, CMYK, 16-bit gray), and convert what they cut out of that.
 do_resize : bool
     Resize at all.
 shortest_edge : int
@@ -94,7 +120,8 @@ Examples
 >>> reco.Preprocess(shortest_edge=336, crop_width=336, crop_height=336).resample
 'bicubic'
 )");
-  options.field("do_resize", &Preprocess::do_resize, "Whether to resize at all.")
+  options.field("rgb_first", &Preprocess::rgb_first, "Whether images become RGB before they are resized.")
+      .field("do_resize", &Preprocess::do_resize, "Whether to resize at all.")
       .field("shortest_edge", &Preprocess::shortest_edge,
              "Pixels of the shorter side after resizing; 0: both are given.")
       .field("resize_width", &Preprocess::resize_width, "Pixels after resizing, where shortest_edge is 0.")
@@ -130,11 +157,12 @@ Raises
 Error
     If the file cannot be read or a value makes no sense; names the file and the key.
 )")
-      .def("__call__", &run_preprocess, py::arg("image"), R"(Resize, crop, rescale and normalise one image.
+      .def("__call__", &call_preprocess, py::arg("image"), R"(Resize, crop, rescale and normalise one image.
 
 Parameters
 ----------
-image : uint8 array [height, width, 3]
+image : str, Path, bytes, PIL image or uint8 array [height, width, 3]
+    As Clip.encode_images takes it.
 
 Returns
 -------
@@ -144,7 +172,7 @@ float32 array [3, height, width]
 Raises
 ------
 Error
-    If the image has another shape or dtype.
+    If the image cannot be read, or has another shape or dtype.
 )");
 }
 
@@ -162,7 +190,7 @@ void init_image(py::module_& m) {
         }
         return image_to_array(std::move(image));
       },
-      py::arg("file"), py::arg("name") = "image", py::arg("max_pixels") = std::int64_t{178'956'970},
+      py::arg("file"), py::arg("name") = "image", py::arg("max_pixels") = max_image_pixels,
       R"(Decode a JPEG, PNG or WebP file held in memory, as PIL's ``Image.open(...).convert("RGB")`` does.
 
 Parameters
@@ -211,13 +239,8 @@ Error
       m, "resize",
       [](const py::object& array, int width, int height, const std::string& filter) {
         constexpr const char* tag = "image.resize";
-        Image image = image_from_array(array, tag);
         const auto resample = by_name<Resample>(filter_names, filter, tag, "filter");
-        {
-          const LongCall unlocked;
-          image = resize(image, width, height, resample);
-        }
-        return image_to_array(std::move(image));
+        return image_to_array(resize_array(array, width, height, resample, tag));
       },
       py::arg("image"), py::arg("width"), py::arg("height"), py::arg("filter") = "bicubic",
       R"(Resize as PIL's Image.resize does, to the byte.

@@ -2,6 +2,7 @@
 // Images from and to NumPy.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -21,16 +22,35 @@ inline Image image_from_array(const py::handle& given, const char* tag) {
   constexpr auto most = std::numeric_limits<int>::max();
   check(array.shape(0) <= most && array.shape(1) <= most, tag, "image must have sides below 2^31");
   const auto bytes = py::array_t<std::uint8_t, py::array::c_style>::ensure(array);
-  return {
-      static_cast<int>(array.shape(1)), static_cast<int>(array.shape(0)), {bytes.data(), bytes.data() + bytes.size()}};
+  Image image = new_image(static_cast<int>(array.shape(1)), static_cast<int>(array.shape(0)));
+  std::copy_n(bytes.data(), bytes.size(), image.pixels.begin());
+  return image;
+}
+
+inline constexpr const char* image_capsule = "reco.Image";
+
+/// The image of which image_to_array() made this array, which then need not be copied; null for any other array.
+inline const Image* lent_image(const py::handle& given) {
+  if (!py::isinstance<py::array_t<std::uint8_t, py::array::c_style>>(given)) return nullptr;
+  const auto array = py::reinterpret_borrow<py::array>(given);
+  const py::object base = array.base();
+  if (!base || PyCapsule_IsValid(base.ptr(), image_capsule) == 0) return nullptr;
+  const auto* image = static_cast<const Image*>(PyCapsule_GetPointer(base.ptr(), image_capsule));
+  const bool whole = array.data() == image->pixels.data() && array.ndim() == 3 && array.shape(0) == image->height &&
+                     array.shape(1) == image->width && array.shape(2) == 3;
+  return whole ? image : nullptr;
 }
 
 /// Hands the pixels over as a uint8 [height, width, 3] array, without a copy.
 inline py::array_t<std::uint8_t> image_to_array(Image&& image) {
-  auto* owned = new std::vector<std::uint8_t>(std::move(image.pixels));
-  const py::capsule owner(owned, [](void* pointer) { delete static_cast<std::vector<std::uint8_t>*>(pointer); });
   const std::vector<py::ssize_t> shape{image.height, image.width, 3};
-  return py::array_t<std::uint8_t>(shape, owned->data(), owner);
+  auto* owned = new Image(std::move(image));
+  const py::capsule owner(owned, image_capsule, [](PyObject* capsule) {
+    auto* lent = static_cast<Image*>(PyCapsule_GetPointer(capsule, image_capsule));
+    recycle(std::move(*lent));
+    delete lent;
+  });
+  return py::array_t<std::uint8_t>(shape, owned->pixels.data(), owner);
 }
 
 }  // namespace reco::python

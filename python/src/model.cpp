@@ -54,7 +54,7 @@ py::dict explain(const Model& model, const std::string& side, const FloatArray& 
 }  // namespace
 
 void init_model(py::module_& m) {
-  Class<Model>(m, "Model", R"(Model(clip, memory, fusion, k=10, max_similarity=None)
+  Class<Model>(m, "Model", R"(Model(clip, memory, fusion, k=None, max_similarity=None)
 --
 
 A CLIP model that looks things up (RECO, arXiv 2306.07196). Sees every change of the memory at once; thread safe.
@@ -67,8 +67,8 @@ memory : MemoryBase
     A Memory, or any other kind.
 fusion : Fusion
     What refines.
-k : int
-    Neighbours a query, 1 or more; at most the fusion's k for "transformer".
+k : int, optional
+    Neighbours a query, 1 or more; at most the fusion's k for "transformer", and as many without it.
 max_similarity : float, optional
     Image neighbours more similar than this are left out as near-duplicates.
 
@@ -83,10 +83,10 @@ Examples
 >>> reco.zero_shot(model, ["a quokka", "a wombat"]).predict(["query.webp"])  # doctest: +SKIP
 )")
       .def_init(py::init([](const Clip& clip, std::shared_ptr<const MemoryBase> memory, const Fusion& fusion,
-                            std::int64_t k, std::optional<float> max_similarity) {
+                            std::optional<std::int64_t> k, std::optional<float> max_similarity) {
                   return Model(clip, std::move(memory), fusion, {k, max_similarity});
                 }),
-                py::arg("clip"), py::arg("memory"), py::arg("fusion"), py::arg("k") = 10,
+                py::arg("clip"), py::arg("memory"), py::arg("fusion"), py::arg("k") = py::none(),
                 py::arg("max_similarity") = py::none())
       .def(
           "encode_images",
@@ -191,7 +191,7 @@ Error
       .def_property_readonly("memory", &Model::memory, "What is looked up: a Memory, or another MemoryBase.")
       .def_property_readonly("fusion", &Model::fusion, "The Fusion that refines.")
       .def_property_readonly(
-          "k", [](const Model& self) { return self.options().k; }, "Neighbours a query.")
+          "k", [](const Model& self) { return *self.options().k; }, "Neighbours a query.")
       .def_property_readonly(
           "max_similarity", [](const Model& self) { return self.options().max_similarity; },
           "Image neighbours above this are left out; None: none are.")
@@ -201,7 +201,7 @@ Error
           [](const Model& self) {
             std::ostringstream text;
             text << "Model(dim=" << self.clip().dim() << ", memory=" << self.memory()->size() << " pairs, fusion='"
-                 << self.fusion().config().method << "', k=" << self.options().k;
+                 << self.fusion().config().method << "', k=" << *self.options().k;
             if (self.options().max_similarity) text << ", max_similarity=" << *self.options().max_similarity;
             text << ", encoder " << self.clip().fingerprint().substr(0, 12) << ")";
             return text.str();

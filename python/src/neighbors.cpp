@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "neighbors.h"
 
+#include "../../src/memory_exact.h"
+#include "reco/memory.h"
+
 namespace reco::python {
 
 namespace {
@@ -99,9 +102,77 @@ std::string describe(const MemoryRow& row) {
   return text.str();
 }
 
+py::array unit_rows(const FloatArray& values, const char* tag, const char* name) {
+  return to_numpy(exact_unit_rows(matrix_view(values, tag, name), tag, name));
+}
+
+py::array scores_of(const FloatArray& query, const FloatArray& rows) {
+  constexpr const char* tag = "memory.search";
+  auto scores = exact_scores(matrix_view(query, tag, "query"), matrix_view(rows, tag, "rows"));
+  const auto count = scores.size();
+  return to_numpy(std::move(scores), {count});
+}
+
+py::array live_rows(const Memory& memory) {
+  const auto rows = memory.rows();
+  return py::array_t<std::int64_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
+}
+
+/// For memories and searches that are written in Python.
+void init_exact(py::module_& m) {
+  define(m, "_unit_rows", &unit_rows, py::arg("values"), py::arg("tag"), py::arg("name"),
+         R"(Rows scaled to unit length as a Memory scales what it is given, bit for bit.
+
+Parameters
+----------
+values : array [n, dim]
+tag, name : str
+    For the Error.
+
+Returns
+-------
+float32 array [n, dim]
+
+Raises
+------
+Error
+    For rows that are zero or not finite.
+)");
+  define(m, "_scores", &scores_of, py::arg("query"), py::arg("rows"),
+         R"(The similarities that a Memory of float16 finds between a query and rows, bit for bit.
+
+Parameters
+----------
+query : array [dim]
+    Of unit length.
+rows : array [m, dim]
+    Numbers that half precision holds.
+
+Returns
+-------
+float32 array [m]
+
+Raises
+------
+Error
+    For widths that differ.
+)");
+  define(m, "_live_rows", &live_rows, py::arg("memory"), R"(The row numbers of all pairs, in the order of adding.
+
+Parameters
+----------
+memory : Memory
+
+Returns
+-------
+int64 array [n]
+)");
+}
+
 }  // namespace
 
 void init_neighbors(py::module_& m) {
+  init_exact(m);
   Class<FoundNeighbors>(m, "Neighbors", R"(Neighbors(memory, rows, scores, partners=None)
 --
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -218,8 +218,21 @@ class Clip(nn.Module):
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+def _padded(image: Image.Image, size: int, fill: int) -> Image.Image:
+    """torchvision's pad() to at least `size` a side: every channel, or the palette's index, has the value `fill`."""
+    missing = [max(size - side, 0) for side in image.size]
+    border = (*(m // 2 for m in missing), *((m + 1) // 2 for m in missing))
+    if not any(border):
+        return image
+    bands = len(image.getbands())
+    padded = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
+    if image.mode == "P":
+        padded.putpalette(image.getpalette())
+    return padded
+
+
 def torchvision_pixels(image: Image.Image, size: int, config: dict[str, Any]) -> np.ndarray:
-    """What torchvision's Resize, CenterCrop, ToTensor and Normalize make of an RGB image, as open_clip chains them."""
+    """What torchvision's Resize, CenterCrop, open_clip's conversion to RGB, ToTensor and Normalize make of an image."""
     resample = Image.Resampling.BILINEAR if config.get("interpolation") == "bilinear" else Image.Resampling.BICUBIC
     mode, (width, height) = config.get("resize_mode", "shortest"), image.size
     if mode == "squash":
@@ -230,12 +243,10 @@ def torchvision_pixels(image: Image.Image, size: int, config: dict[str, Any]) ->
     else:
         longer = int(size * max(width, height) / min(width, height))
         image = image.resize((size, longer) if width <= height else (longer, size), resample)
-    pixels = np.asarray(image)
-    down, right = ((size - side) // 2 if side < size else 0 for side in pixels.shape[:2])
-    canvas = np.full((max(size, pixels.shape[0]), max(size, pixels.shape[1]), 3), config.get("fill_color", 0), np.uint8)
-    canvas[down : down + pixels.shape[0], right : right + pixels.shape[1]] = pixels
-    top, left = (round((side - size) / 2) for side in canvas.shape[:2])
-    values = canvas[top : top + size, left : left + size].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    image = _padded(image, size, config.get("fill_color", 0))
+    left, top = (round((side - size) / 2) for side in image.size)
+    image = image.crop((left, top, left + size, top + size)).convert("RGB")
+    values = np.asarray(image).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     mean, std = (np.float32(config.get(key, default)).reshape(3, 1, 1) for key, default in (
         ("mean", OPENAI_MEAN), ("std", OPENAI_STD)))  # fmt: skip
     return (values - mean) / std

@@ -39,6 +39,13 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 IMAGES = [picture(*size, i) for i, size in enumerate([(225, 224), (97, 401), (500, 333), (31, 30)])]
 
 
+def other_modes(image: Image.Image) -> list[Image.Image]:
+    """The same picture as those see it who resize before they convert to RGB."""
+    clear = image.copy()
+    clear.putalpha(image.getchannel("G"))
+    return [clear, *(image.convert(mode) for mode in ("1", "L", "P", "CMYK", "I;16"))]
+
+
 def vision(**changes: Any) -> dict[str, Any]:
     return {"image_size": 224, "layers": 2, "width": 768, "patch_size": 32} | changes
 
@@ -79,7 +86,7 @@ def assert_equal(path: Path, model: clip_reference.Clip, images: list[Image.Imag
     clip = reco.Clip.load(path, batch_size=3)
     pixels = [clip_reference.torchvision_pixels(image, clip.image_size, preprocess or {}) for image in images]
     for image, expected in zip(images, pixels, strict=True):
-        np.testing.assert_allclose(clip.preprocess(np.asarray(image)), expected, atol=1e-6)
+        np.testing.assert_allclose(clip.preprocess(image), expected, atol=1e-6)
     ids = torch.from_numpy(clip.tokenizer(TEXTS, clip.context_length))
     expected_images, expected_texts = model.float().encode(torch.from_numpy(np.stack(pixels)), ids)
     for found, expected in ((clip.encode_images(images), expected_images), (clip.encode_texts(TEXTS), expected_texts)):
@@ -169,6 +176,7 @@ def test_preprocessing(preprocess: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = clip_reference.Clip(settings)
     images = [*IMAGES, *(picture(width, height, 9) for width, height in [(81, 80), (80, 83), (1, 1), (2, 300)])]
+    images += other_modes(IMAGES[1])
     assert_equal(save(tmp_path, model, settings, False, preprocess), model, images, preprocess)
 
 
@@ -317,6 +325,7 @@ def test_info_command(tmp_path: Path) -> None:
     assert facts == {"kind": "clip"} | clip.info()
     assert facts["architecture"] == "ViT 2 layers x 128, patches of 16" and facts["parameters"] == clip.parameters
     assert facts["vision_config"]["hidden_act"] == "quick_gelu" and facts["preprocess"]["torchvision_crop"] is True
+    assert facts["preprocess"]["rgb_first"] is False
     lines = CliRunner().invoke(main, ["info", str(folder)]).output.splitlines()
     shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert shown["text_config.hidden_size"] == "64" and shown["tokenizer.cleaning"] == "open_clip lower"
@@ -368,7 +377,7 @@ def test_openai_archives(name: str, half: bool, tmp_path: Path) -> None:
     torch.manual_seed(4)
     model = clip_reference.Clip(OPENAI[name])
     path = archive(tmp_path / name, model, 224, half)
-    facts = assert_equal(path, model, IMAGES[:2]).info()
+    facts = assert_equal(path, model, [*IMAGES[:2], other_modes(IMAGES[1])[0]]).info()
     assert facts["format"] == "openai" and facts["weights_dtype"] == ("F16" if half else "F32")
     folder = save(tmp_path / "folder", model.half() if half else model, OPENAI[name])
     assert np.abs(reco.Clip.load(folder).encode_texts(TEXTS) - reco.Clip.load(path).encode_texts(TEXTS)).max() < 1e-6

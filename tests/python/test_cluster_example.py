@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import reco
 from reco.cli import main
 from reco.datasets import read_samples
+from test_milvus_server import Server
 
 yaml: Any = pytest.importorskip("yaml")
 distributed: Any = pytest.importorskip("distributed")
@@ -141,9 +143,16 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def test_commands_run(share: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def milvus(tmp_path: Path) -> Iterator[str]:
+    server = Server(tmp_path / "milvus")  # a file would be one process's
+    yield server.uri
+    server.kill()
+
+
+def test_commands_run(share: Path, scheduler: str, milvus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def here(text: str) -> str:
-        text = text.replace("/mnt/share", str(share)).replace("http://10.0.0.1:19530", str(share / "milvus.db"))
+        text = text.replace("/mnt/share", str(share)).replace("http://10.0.0.1:19530", milvus)
         return text.replace("tcp://10.0.0.1:8786", scheduler)
 
     embed, fill = (shlex.split(here(line)) for line in lines() if not line.rstrip().endswith(("-d", "--build")))
@@ -162,4 +171,5 @@ def test_commands_run(share: Path, scheduler: str, monkeypatch: pytest.MonkeyPat
     exec(here(block), scope)
     image = sorted((share / "pictures").glob("*.webp"))[0]
     assert scope["model"].encode_images([image]).shape == (1, scope["clip"].dim)
+    assert np.load(share / "neighbors/image_rows.npy").shape == (60, 10)
     assert isinstance(scope["memory"], reco.MilvusMemory) and len(scope["memory"]) == len(scope["pairs"]) == 60

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,24 @@ def test_layout(clip: reco.Clip, folder: Path, samples: list[Sample], tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("format", ["npy", "parquet_npy"])
+def test_the_reader_of_autofaiss_and_clip_retrieval(clip: reco.Clip, folder: Path, tmp_path: Path, format: str) -> None:
+    """embedding_reader pairs arrays and tables by the order of their names."""
+    reader = pytest.importorskip("embedding_reader").EmbeddingReader
+    out = tmp_path / "out"
+    quiet(clip, folder, out, shard_size=7)
+    expected = read_folder(out)
+    columns = ["key", "image_path", "caption"]
+    options = {} if format == "npy" else {"metadata_folder": str(out / "metadata"), "meta_columns": columns}
+    opened = reader(str(out / "img_emb"), file_format=format, **options)
+    assert (opened.count, opened.dimension) == expected.images.shape
+    parts = list(opened(batch_size=11, start=0, end=opened.count, show_progress=False))
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in parts]).astype(np.float32), expected.images)
+    if format == "parquet_npy":
+        assert [key for _, table in parts for key in table["key"]] == expected.keys
+        assert [caption for _, table in parts for caption in table["caption"]] == expected.captions
+
+
 def test_rows_are_those_of_the_encoder(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
     quiet(clip, samples, tmp_path / "out")
     read = read_folder(tmp_path / "out")
@@ -115,6 +134,34 @@ def test_every_kind_of_source_gives_the_same(
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.texts, expected.texts)
         assert found.captions == expected.captions
+
+
+def test_the_next_samples_are_read_while_a_batch_is_encoded(
+    clip: reco.Clip, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that waits for them goes on; C++'s test shows the same of decoding."""
+    monkeypatch.setattr("reco.embedding_folder._BATCH", 20)
+    given = [threading.Event() for _ in samples]
+    arrived: list[bool] = []
+
+    class Patient:
+        fingerprint, dtype, encode_texts = clip.fingerprint, clip.dtype, staticmethod(clip.encode_texts)
+
+        def encode_images(self, *arguments: Any) -> Any:
+            batches = len(arrived) + 1
+            arrived.append(all(event.wait(60) for event in given[20 * batches : 20 * batches + 20]))
+            return clip.encode_images(*arguments)
+
+    def source() -> Iterator[Sample]:
+        for sample, event in zip(samples, given, strict=True):
+            event.set()
+            yield sample
+
+    quiet(Patient(), source(), tmp_path / "patient")  # type: ignore[arg-type]
+    assert arrived == [True, True, True]
+    quiet(clip, samples, tmp_path / "plain")
+    expected = read_folder(tmp_path / "plain").images
+    np.testing.assert_allclose(read_folder(tmp_path / "patient").images, expected, atol=1e-3)
 
 
 def test_bad_samples_are_listed(clip: reco.Clip, folder: Path, samples: list[Sample], tmp_path: Path) -> None:

@@ -145,6 +145,37 @@ def test_gated_equals_pytorch(tmp_path: Path, batch: Any, options: Any, modality
         np.testing.assert_allclose(got[name], want.detach().numpy(), atol=1e-5, err_msg=name)
 
 
+def test_metric_equals_pytorch(tmp_path: Path, batch: Any) -> None:
+    """Images are compared after the map, whatever similarities were found, texts are not; the plain example agrees."""
+    fusion, weights = randomised(reco.FusionConfig(dim=DIM, layers=0, metric=True), tmp_path / "f.safetensors")
+    own = side(weights, "image")
+    q, p, s = batch
+    same = unit(torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
+    measured = torch.einsum("nd,nkd->nk", unit(q @ own["metric"].T), unit(same @ own["metric"].T))
+    got = fusion.fuse("image", q.numpy(), s.numpy(), p.numpy(), same=same.numpy())
+    for name, want in reference_gated(own, fusion.config, q, p, measured).items():
+        np.testing.assert_allclose(got[name], want.detach().numpy(), atol=1e-5, err_msg=name)
+    plain = runpy.run_path(str(Path(__file__).parents[2] / "examples/plain_fusion.py"))
+    with torch.no_grad():
+        want = plain["refine"](*plain["load"](str(tmp_path / "f.safetensors")), "image", q, p, s, same)
+    np.testing.assert_allclose(got["embeddings"], want.numpy(), atol=1e-5)
+    text = fusion.fuse("text", q.numpy(), s.numpy(), p.numpy())["embeddings"]
+    want = reference_gated(side(weights, "text"), fusion.config, q, p, s)["embeddings"]
+    np.testing.assert_allclose(text, want.detach().numpy(), atol=1e-5)
+
+
+def test_metric_needs_the_same_sides(batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion = reco.Fusion.create(reco.FusionConfig(dim=DIM, layers=0, metric=True))
+    with pytest.raises(reco.Error, match=r"metric of its own.*same sides too, \[35, 32\], got \[0, 0\]"):
+        fusion.fuse("image", q, s, p)
+    with pytest.raises(reco.Error, match="same must be"):
+        fusion.fuse("image", q, s, p, same=p[:, :2])
+    for wrong in ({"method": "transformer"}, {"search": "cross-modal"}, {"fuse": "both"}, {"shared": True}):
+        with pytest.raises(reco.Error, match="metric needs method 'gated'"):
+            reco.FusionConfig(dim=DIM, heads=HEADS, metric=True, **wrong)
+
+
 def test_shared_weights_and_single_sides(tmp_path: Path, batch: Any) -> None:
     q, p, s = (x.numpy() for x in batch)
     shared, weights = randomised(reco.FusionConfig(dim=DIM, heads=HEADS, shared=True), tmp_path / "a.safetensors")

@@ -8,39 +8,21 @@ import json
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 import pytest
 from PIL import Image
 
 import reco
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
+from image_files import CHANNELS, Pixels, chunk, picture, png, saved
 
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-def picture(width: int, height: int, seed: int = 0, channels: int = 3) -> Pixels:
-    """Smooth shapes with noise and hard edges: something for every coder to get wrong."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    planes = [128 + 100 * np.sin(x / (7 + 3 * c) + c) * np.cos(y / (5 + c)) for c in range(channels)]
-    values = np.stack(planes, -1) + rng.normal(0, 8, (height, width, channels))
-    values[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, channels)
-    return values.clip(0, 255).astype(np.uint8)
-
-
 def by_pil(data: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def assert_decodes_like_pil(data: bytes) -> None:
@@ -118,35 +100,6 @@ def test_jpeg_with_junk_is_read_as_pil_reads_it() -> None:
 
 
 # ---- PNG
-
-PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def rows(samples: npt.NDArray[Any], depth: int) -> bytes:
-    """Unfiltered scan lines of [height, width, channels] samples."""
-    if samples.size == 0:
-        return b""
-    if depth == 16:
-        lines = samples.astype(">u2").reshape(len(samples), -1).view(np.uint8)
-    else:
-        bits = np.unpackbits(samples.astype(np.uint8)[..., None], axis=-1)[..., 8 - depth :]
-        lines = np.packbits(bits.reshape(len(samples), -1), axis=-1)
-    return b"".join(b"\0" + line.tobytes() for line in lines)
-
-
-def png(samples: npt.NDArray[Any], color: int, depth: int, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    height, width = samples.shape[:2]
-    passes = [samples[y::dy, x::dx] for x, y, dx, dy in PASSES] if interlaced else [samples]
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
-    data = zlib.compress(b"".join(rows(part, depth) for part in passes))
-    parts = [chunk(b"IHDR", header), extra, chunk(b"IDAT", data), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
 
 DEPTHS = [(c, d) for c, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items()
           for d in depths]  # fmt: skip
@@ -283,6 +236,29 @@ def test_resize_equals_pil(filter: str) -> None:
                 np.testing.assert_array_equal(
                     reco.resize(image, target[0], target[1], filter), expected, f"{size} to {target}"
                 )
+
+
+def test_arrays_of_reco_count_as_any_others() -> None:
+    """They are not copied; changed, turned, cut or reshaped they are what they show."""
+    data = saved(Image.fromarray(picture(90, 60)), "PNG")
+    array = reco.decode_image(data)
+    array[:30] = 7
+    square = reco.decode_image(data)
+    square.shape = (60 * 90 // 30, 30, 3)
+    for given in (
+        array,
+        array[::-1],
+        array[5:],
+        array[:, :40],
+        array.transpose(1, 0, 2),
+        array.reshape(30, 180, 3),
+        square,
+    ):
+        expected = reco.resize(given.copy(), 41, 29)
+        np.testing.assert_array_equal(reco.resize(given, 41, 29), expected)
+        np.testing.assert_array_equal(reco.Preprocess()(given), reco.Preprocess()(given.copy()))
+    with pytest.raises(reco.Error, match="uint8"):
+        reco.resize(array.view(np.int8), 41, 29)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,51 @@ def test_model_works_with_any(tmp_path: Path, kind: str) -> None:
         reco.Model(clip, ListMemory(clip.dim, "another"), fusion)
 
 
+def a_metric_learned(rows: np.ndarray, memory: reco.MemoryBase, k: int, fuse: Any = "partner") -> reco.Fusion:
+    """A fusion that compares images its own way: three of those rows each make a concept."""
+    shape = reco.FusionConfig(dim=rows.shape[1], k=k, layers=0, metric=True, fuse=fuse)
+    concepts = np.arange(len(rows)) // 3
+    run = reco.TrainingConfig(fusion=shape, epochs=1, batch_size=8)
+    return reco.train(rows, rows[::-1].copy(), memory, run, concepts=concepts)
+
+
+@pytest.mark.parametrize("fuse", ["partner", "same"])
+@pytest.mark.parametrize("kind", ["folder", "list", "milvus"])
+def test_a_model_fetches_what_a_metric_compares(tmp_path: Path, kind: str, fuse: Any) -> None:
+    """The neighbours' own images, from any memory, as if they were given by hand; less than k neighbours too."""
+    clip = reco.Clip.load(Path(__file__).parents[2] / "examples/icons/clip")
+    generator = np.random.default_rng(0)
+    rows = unit(generator.standard_normal((60, clip.dim))).astype(np.float16).astype(np.float32)
+    image = generator.integers(256, size=(64, 64, 3), dtype=np.uint8)
+    rows[:1] = clip.encode_images([image])
+    memory: reco.MemoryBase
+    if kind == "milvus":
+        pytest.importorskip("milvus_lite")
+        memory = MilvusMemory.create(str(tmp_path / "m.db"), "m", clip.dim)
+    else:
+        memory = ListMemory(clip.dim) if kind == "list" else reco.Memory.create(tmp_path / "m", clip.dim)
+    memory.add(rows[:30], rows[30:], [f"k{i}" for i in range(30)])
+    fusion = a_metric_learned(rows, memory, 5, fuse)
+    for k in (None, 40):  # more than there are
+        model = reco.Model(clip, memory, fusion, k=k)
+        found = memory.search(rows, model.k)
+        assert (found.rows == -1).any() == (k == 40)
+        same = memory.embeddings("image", found.rows.ravel()).reshape(*found.rows.shape, -1)
+        fused = found.partners if fuse == "partner" else same
+        want = fusion.fuse("image", rows, found.scores, fused, found.rows, same=same)
+        np.testing.assert_allclose(model.refine_images(rows), want["embeddings"], atol=1e-6)
+        other = fusion.fuse("image", rows, found.scores, fused, found.rows, same=np.roll(same, 1, 0))
+        assert np.abs(other["attention"] - want["attention"]).max() > 0.01
+        shown, there = model.explain(image), found.rows[0] >= 0
+        assert shown.keys == [key for key in found.keys[0] if key]
+        np.testing.assert_allclose(shown.scores, found.scores[0][there], atol=1e-6)  # cosines, as everywhere
+        np.testing.assert_allclose(shown.attention, want["attention"][0][there], atol=1e-6)
+        texts = memory.search(rows, model.k, modality="text")
+        own = texts.partners if fuse == "partner" else memory.embeddings("text", texts.rows.ravel())
+        want = fusion.fuse("text", rows, texts.scores, own.reshape(same.shape), texts.rows)
+        np.testing.assert_allclose(model.refine_texts(rows), want["embeddings"], atol=1e-6)
+
+
 def test_searches_from_many_threads(make: Make) -> None:
     memory, images, _ = filled(make)
     wrong: list[Any] = []

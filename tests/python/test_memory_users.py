@@ -55,14 +55,23 @@ def memories(clip: reco.Clip, embeddings: Path, tmp_path_factory: pytest.TempPat
     return {"folder": folder, "list": one, "milvus": milvus}
 
 
-@pytest.mark.parametrize("name", ["folder", "coco"])
+def metric_fusion(memory: reco.MemoryBase) -> reco.Fusion:
+    """One that compares images its own way, learned from the memory's drawings of each caption."""
+    assert isinstance(memory, reco.Memory)
+    concepts = np.unique([memory.get(key).caption for key in memory], return_inverse=True)[1]
+    shape = reco.FusionConfig(dim=memory.dim, layers=0, metric=True)
+    run = reco.TrainingConfig(fusion=shape, epochs=2, batch_size=64)
+    return train_on(memory, memory, run, concepts=concepts.tolist(), progress=False)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("folder", False), ("folder", True), ("coco", False)])
 def test_evaluation(
-    memories: dict[str, reco.MemoryBase], clip: reco.Clip, made: Made, tmp_path: Path, name: str
+    memories: dict[str, reco.MemoryBase], clip: reco.Clip, made: Made, tmp_path: Path, name: str, metric: bool
 ) -> None:
     """Metrics, what was looked up, and the report of test images that the memory has seen."""
     {"folder": folders.class_folders, "coco": folders.coco}[name](tmp_path, *made)
     data = load_dataset(name, tmp_path)
-    fusion = reco.Fusion.mean(clip.dim)
+    fusion = metric_fusion(memories["folder"]) if metric else reco.Fusion.mean(clip.dim)
     results = {
         kind: evaluate_dataset(reco.Model(clip, memory, fusion), data, Protocol(max_similarity=0.9), progress=False)
         for kind, memory in memories.items()

@@ -13,6 +13,7 @@ import pytest
 
 import reco
 import reco.milvus
+import reco.milvus_search
 from reco.embedding import Embeddings
 from reco.embedding_folder import write_shard
 from reco.exchange import import_embeddings
@@ -206,7 +207,7 @@ def test_more_is_left_out_than_milvus_finds(uri: str, monkeypatch: pytest.Monkey
     memory = MilvusMemory.create(uri, "icons", DIM)
     some = pairs(40)
     memory.add(some.images, some.texts, some.keys)  # type: ignore[arg-type]
-    monkeypatch.setattr(reco.milvus, "_MOST_RESULTS", 16)
+    monkeypatch.setattr(reco.milvus_search, "MOST_RESULTS", 16)
     assert memory.search(some.images[:1], 3, exclude_keys=some.keys[:5]).keys[0][0] not in some.keys[:5]
     with pytest.raises(reco.Error, match="of the 16 pairs that Milvus finds for a query, fewer than 3 may stay"):
         memory.search(some.images[:1], 3, max_similarity=-1.0)
@@ -237,9 +238,9 @@ def test_what_does_not_fit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         MilvusMemory(uri, "icons_reco")
     some = pairs(3)
     for arguments, message in (
-        ((some.images[:2], some.texts, some.keys), "expected embeddings"),
-        ((some.images[:, :4], some.texts, some.keys), "expected embeddings"),
-        ((0 * some.images, some.texts, some.keys), "not zero"),
+        ((some.images[:2], some.texts, some.keys), "one row a key, 3 in all, got 2"),
+        ((some.images[:, :4], some.texts, some.keys), "must have 16 columns, got 4"),
+        ((0 * some.images, some.texts, some.keys), "image embeddings must not be zero"),
         ((some.images, some.texts, ["a", "a", "b"]), "differ"),
         ((some.images, some.texts, ["a", "", "b"]), "empty"),
         ((some.images, some.texts, ["a", "b", "c"], ["one"]), "one entry a row"),

@@ -62,6 +62,25 @@ def test_model_is_search_and_fusion(clip: reco.Clip, memory: reco.Memory, pairs:
     assert "pairs" in repr(model)
 
 
+@pytest.mark.parametrize("method", ["gated", "transformer", "mean"])
+def test_a_model_looks_up_as_many_as_its_fusion_is_for(
+    clip: reco.Clip, memory: reco.Memory, pairs: Embeddings, method: Any
+) -> None:
+    fusion = reco.Fusion.create(reco.FusionConfig(method=method, dim=clip.dim, k=3), seed=2)
+    model, same, fewer = (reco.Model(clip, memory, fusion, **k) for k in ({}, {"k": 3}, {"k": 2}))
+    assert (model.k, same.k, fewer.k) == (3, 3, 2) and "k=3" in repr(model)
+    np.testing.assert_array_equal(model.refine_images(pairs.images), same.refine_images(pairs.images))
+    assert [len(one.explain(text="a red flag").keys) for one in (model, fewer)] == [3, 2]
+    assert reco.Model(clip, memory, fusion, None).k == 3
+    if method == "transformer":
+        with pytest.raises(reco.Error, match="for this fusion, at most 3, got 4"):
+            reco.Model(clip, memory, fusion, k=4)
+    else:
+        assert len(reco.Model(clip, memory, fusion, k=7).explain(text="a red flag").keys) == 7
+    with pytest.raises(reco.Error, match="k must be at least 1"):
+        reco.Model(clip, memory, fusion, k=0)
+
+
 @pytest.mark.parametrize("search", ["uni-modal", "cross-modal"])
 @pytest.mark.parametrize("fuse", ["partner", "same", "both"])
 def test_search_and_fusion_modes(tmp_path: Path, clip: reco.Clip, search: Any, fuse: Any) -> None:
@@ -169,6 +188,9 @@ def test_command_line(tmp_path: Path, folder: Path, samples: list[Sample]) -> No
     assert made.config.shared and made.config.residual and made.config.similarity and not made.config.positions
     assert (made.provenance["loss"], made.provenance["logit_scale"]) == ([1, 0, 1], 30)
     assert made.provenance["learn_scale"] and made.config.k == 2
+    explain = ("explain", image, "--model", CLIP, "--memory", memory, "--fusion", fusion, "--json")
+    shown = [len(json.loads(run(*explain, *k))["neighbors"]) for k in ((), ("--k", 1))]
+    assert shown == [2, 1]  # without --k as many as the fusion was made for
     run("memory", "remove", memory, samples[0].key)
     assert json.loads(run("memory", "info", memory, "--json"))["rows"] == 29
 

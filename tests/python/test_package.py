@@ -31,6 +31,7 @@ MODULES = [
     "reco.explanation",
     "reco.milvus",
     "reco.model",
+    "reco.neighbors_cluster",
     "reco.plotting",
     "reco.progress",
     "reco.types",

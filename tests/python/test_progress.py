@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 
 import reco
 from reco.embedding import Embeddings, train_on
+from reco.embedding_cluster import embed_on_dask
+from reco.embedding_folder import write_shard
 from reco.exchange import export_memory, import_embeddings
+from reco.milvus import MilvusMemory
 from reco.progress import Reporter
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +109,58 @@ def test_a_function_is_told_and_may_stop(clip: Any, memory: Any, tmp_path: Path)
         export_memory(memory, tmp_path / "stopped", progress=lambda done, total: False)
     with pytest.raises(ZeroDivisionError):
         clip.encode_texts(["a"], progress=lambda done, total: 1 / 0)
+
+
+@pytest.fixture
+def milvus_import(tmp_path: Path) -> Any:
+    """Three shards of ten pairs into a collection."""
+    pytest.importorskip("milvus_lite")
+    for number in range(3):
+        keys = [f"{number}-{i}" for i in range(10)]
+        write_shard(tmp_path / "embeddings", number, Embeddings(ROWS[:10], ROWS[10:20], keys, [""] * 10, [{}] * 10))
+    memory = MilvusMemory.create(str(tmp_path / "pairs.db"), "pairs", 256, timeout=60)
+    return lambda progress: memory.import_embeddings(tmp_path / "embeddings", progress=progress)
+
+
+@pytest.fixture
+def dask_embed(tmp_path: Path) -> Iterator[Any]:
+    """Six pictures in three parts, on a cluster in this process."""
+    distributed = pytest.importorskip("distributed")
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(6):
+        Image.new("RGB", (9, 9), (40 * i, 0, 0)).save(tmp_path / f"pictures/{i}.png")
+        (tmp_path / f"pictures/{i}.txt").write_text(f"red {i}")
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with distributed.LocalCluster(processes=False, protocol="tcp", **options) as cluster:
+        yield lambda progress: embed_on_dask(
+            cluster.scheduler_address, ROOT / "examples/icons/clip", tmp_path / "pictures", tmp_path / "out",
+            parts=3, threads=1, progress=progress,
+        ).rows  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "counts", "result"),
+    [("milvus_import", "import", [10, 20, 30], 30), ("dask_embed", "embed", [1, 2, 3], 6)],
+)
+def test_what_goes_on_elsewhere(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, description: str, counts: list[int],
+    result: int,
+) -> None:  # fmt: skip
+    """Stopped after its first shard or part, told of, shown, and quiet."""
+    call = request.getfixturevalue(name)
+    with pytest.raises(reco.Error, match=rf"\[interrupted\] stopped after {counts[0]} of "):
+        call(lambda done, total: False)
+    told: list[tuple[int, int]] = []
+    assert call(lambda done, total: told.append((done, total))) == result  # goes on
+    assert [done for done, _ in told] == counts and told[-1] == (counts[-1], counts[-1])
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert call(False) == call(None) == result
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    assert call(True) == result
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert text.startswith(f"\r{description}:") and text.endswith(" \r")
 
 
 def test_what_is_neither() -> None:

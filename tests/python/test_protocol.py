@@ -343,6 +343,17 @@ def test_all_of_a_plan(tmp_path: Path, made: Made, memory_path: Path) -> None:
     assert read.jobs[0].protocol.max_similarity is None
 
 
+def test_a_plan_without_k_takes_the_fusions(tmp_path: Path, clip: reco.Clip, made: Made, memory_path: Path) -> None:
+    folders.class_folders(tmp_path / "mine", *made)
+    shape = reco.FusionConfig(method="mean", dim=clip.dim, k=4)
+    reco.Fusion.create(shape).save(tmp_path / "f.safetensors")
+    head = f"model = '{CLIP}'\nmemory = '{memory_path}'\nfusion = 'f.safetensors'\ncache = 'cache'\nresamples = 10\n"
+    for line, k in (("", 4), ("k = 7\n", 7)):
+        put(tmp_path / "plan.toml", f"{head}{line}[datasets.folder]\nroot = 'mine'\n")
+        [evaluation] = run_plan(read_plan(tmp_path / "plan.toml"), progress=False)
+        assert evaluation.setup["k"] == k
+
+
 def test_nothing_is_written_over(tmp_path: Path, made: Made, memory_path: Path) -> None:
     folders.cub(tmp_path / "cub", *made)
     sections = "[datasets.cub]\nroot = 'cub'\n[datasets.again]\ndataset = 'cub'\nroot = 'cub'\nprompts = 'photo'\n"
@@ -360,6 +371,7 @@ def test_nothing_is_written_over(tmp_path: Path, made: Made, memory_path: Path) 
         ("model = 'a'\nmemory = 'm'\nbeer = 1\n[datasets.cub]\nroot = 'x'", "expected model, .*, found beer in"),
         ("model = 'a'\nmemory = 'm'\n[datasets.cub]\nsplit = 'x'", "expected root in"),
         ("model = 'a'\nmemory = 'm'\n[datasets.cub]\nroot = 'x'\nmax_similarity = 'much'", "must be a number or"),
+        ("model = 'a'\nmemory = 'm'\nk = 'ten'\n[datasets.cub]\nroot = 'x'", "k in .* has the wrong type: 'ten'"),
         ("model = ", "cannot read .*plan.toml"),
     ],
 )

@@ -38,7 +38,7 @@ def test_intervals_hold_what_they_say(scale: Any) -> None:
 
 
 def test_a_network_adds_round_trips_and_bytes(scale: Any) -> None:
-    assert scale.network_ms(2.0, 1.0) == pytest.approx(6 + 11 * 2048 * 8 / 1e6)
+    assert scale.network_ms(2.0, 1.0) == pytest.approx(6 + (1 + 2 * 14) * 2048 * 8 / 1e6)
     assert scale.network_ms(0.0, 10.0, 256) == pytest.approx(256 * scale.network_ms(0.0, 10.0))
 
 

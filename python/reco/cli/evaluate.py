@@ -39,7 +39,7 @@ def parse_similarity(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option("--model", type=FOLDER, help="CLIP folder.")
 @click.option("--memory", "memory_path", type=FOLDER)
 @click.option("--fusion", type=FILE, help="Trained fusion; a training-free mean without it.")
-@click.option("--k", default=10, show_default=True, help="Neighbours a query.")
+@click.option("--k", type=int, help="Neighbours a query; as many as the fusion was made for without it.")
 @click.option("--split", help="The one that results are published for by default.")
 @click.option("--label", help="Column of a table that holds the classes ('labelled').")
 @click.option("--image-column", help="Column of a table that holds the images' paths.")

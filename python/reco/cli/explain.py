@@ -25,7 +25,7 @@ def explain_command(
     model: Path,
     memory_path: Path,
     fusion: Path | None,
-    k: int,
+    k: int | None,
     classes: tuple[str, ...],
     class_file: Path | None,
     templates: tuple[str, ...],

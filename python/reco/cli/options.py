@@ -55,7 +55,7 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
     return lines
 
 
-def open_model(model: Path, memory_path: Path, fusion: Path | None, k: int) -> reco.Model:
+def open_model(model: Path, memory_path: Path, fusion: Path | None, k: int | None) -> reco.Model:
     """A model with its fusion; without one, a training-free mean."""
     import reco
 
@@ -67,7 +67,7 @@ def open_model(model: Path, memory_path: Path, fusion: Path | None, k: int) -> r
 def model_options(command: Any) -> Any:
     """Add --model, --memory, --fusion and --k to a command."""
     for option in (
-        click.option("--k", default=10, show_default=True, help="Neighbours a query."),
+        click.option("--k", type=int, help="Neighbours a query; as many as the fusion was made for without it."),
         click.option("--fusion", type=FILE, help="Trained fusion; a training-free mean without it."),
         click.option("--memory", "memory_path", type=FOLDER, required=True),
         click.option("--model", type=FOLDER, required=True, help="CLIP folder."),

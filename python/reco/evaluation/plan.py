@@ -67,8 +67,8 @@ class Plan:
     fusion : path, optional
         A training-free mean without it.
     jobs : list of Job
-    k : int
-        Neighbours a query.
+    k : int, optional
+        Neighbours a query; as many as the fusion was made for without it.
     out : path, optional
         Folder for the results.
     cache : path, optional
@@ -81,7 +81,7 @@ class Plan:
     memory: Path
     fusion: Path | None = None
     jobs: Sequence[Job] = ()
-    k: int = 10
+    k: int | None = None
     out: Path | None = None
     cache: Path | None = None
     dtype: str = "float32"
