@@ -4,6 +4,8 @@
     pip install faiss-cpu usearch hnswlib
     python benchmarks/memory.py --rows 1000000 --threads 2 --out benchmarks/memory.json
     python benchmarks/memory.py --rows 100000 --storages     # what each storage costs instead
+    python benchmarks/memory.py --keep indexes --build-only   # builds now, in as many runs as it takes;
+    python benchmarks/memory.py --keep indexes                # searches, all in one run, when the machine is quiet
 
 The embeddings are synthetic, with what makes CLIP's easy and hard to search: a common direction (two random images of
 CLIP's have a cosine of about 0.5), a spectrum that falls as a power of the rank, and clusters of Zipfian sizes (a few
@@ -19,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,46 +98,91 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+class Shelf:
+    """Built indexes, in a folder that outlives the run where one is given: building at a million rows takes an hour."""
+
+    def __init__(self, folder: Path, build_only: bool) -> None:
+        self.folder, self.build_only = folder, build_only
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(
+        self, name: str, build: Callable[[Path], Any], save: Callable[[Any, Path], object], load: Callable[[Path], Any]
+    ) -> tuple[Any, dict[str, float]]:
+        """An index, built or loaded, and the seconds that building took, by the clock and of CPU."""
+        path, facts = self.folder / name, self.folder / f"{name}.json"
+        if facts.exists():
+            return (None if self.build_only else load(path)), json.loads(facts.read_text())
+        print(f"building {name}", file=sys.stderr, flush=True)
+        cpu = time.process_time()
+        seconds, index = timed(lambda: build(path))
+        found = {"build_seconds": seconds, "build_cpu_seconds": time.process_time() - cpu}
+        save(index, path)
+        facts.write_text(json.dumps(found))
+        return index, found
+
+
 class Report:
     """Collects rows and prints each at once."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
-    def add(self, engine: str, index: str, setting: str, build: float, size: float, result: dict[str, float]) -> None:
+    def add(
+        self, engine: str, index: str, setting: str, built: dict[str, float], size: float, result: dict[str, float]
+    ) -> None:
         """One row."""
-        record = {"engine": engine, "index": index, "setting": setting, "build_seconds": build, "bytes_per_row": size}
-        self.records.append(record | result)
+        record = {"engine": engine, "index": index, "setting": setting, "bytes_per_row": size}
+        self.records.append(record | built | result)
+        build, cpu = built.get("build_seconds", 0.0), built.get("build_cpu_seconds", 0.0)
         print(
-            f"| {engine:<9} | {index:<12} | {setting:<9} | {build:8.1f} | {size:7.0f} | {result['recall']:.3f} "
+            f"| {engine:<9} | {index:<12} | {setting:<9} | {build:8.1f} | {cpu:8.1f} | {size:7.0f} "
+            f"| {result['recall']:.3f} "
             f"| {result['qps_1']:8.0f} | {result['qps_256']:8.0f} |",
             flush=True,
         )
 
 
-def bench_reco(
-    memory: reco.Memory, queries: Array, truth: npt.NDArray[Any], report: Report, lists: int, pq: bool
-) -> None:
-    """Exact search, the graph, the lists, and FAISS's product quantisation with full rows behind it."""
-    rows = len(memory)
+def bench_reco(folder: Path, shelf: Shelf, queries: Array, truth: npt.NDArray[Any], report: Report, pq: bool) -> None:
+    """Exact search, the graph, the lists, and FAISS's product quantisation with full rows behind it.
 
-    def search(effort: int, exact: bool = False) -> Search:
-        return lambda q: memory.search(q, K, partners=False, exact=exact, effort=effort).rows
+    Indexes of both sides are built; the seconds are half of that.
+    """
 
-    report.add("reco", "exact", "", 0.0, 0.0, measure(search(0, True), queries, truth))
-    for index, efforts in (("HNSW32", (16, 32, 64, 128, 256)), (f"IVF{lists},Flat", (2, 4, 8, 16, 32, 64))):
-        built = memory.optimize(index=index)[0]
-        size = built["bytes"] / rows
-        for effort in efforts:
-            report.add(
-                "reco", index, str(effort), built["build_seconds"], size, measure(search(effort), queries, truth)
-            )
-    for recall in (0.9, 0.95) if pq else ():
-        built = memory.optimize(index=f"IVF{lists},PQ64", recall=recall)[0]
-        setting = f"{built['effort']}/x{built['refine']}"
-        size = built["bytes"] / rows
-        index = f"IVF{lists},PQ64"
-        report.add("reco", index, setting, built["build_seconds"], size, measure(search(0), queries, truth))
+    def measured(memory: reco.Memory, effort: int, exact: bool = False) -> dict[str, float]:
+        return measure(lambda q: memory.search(q, K, partners=False, exact=exact, effort=effort).rows, queries, truth)
+
+    def build(index: str, recall: float) -> Callable[[Path], reco.Memory]:
+        def run(path: Path) -> reco.Memory:
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(folder, path)
+            memory = reco.Memory.open(path)
+            memory.optimize(index=index, recall=recall)
+            return memory
+
+        return run
+
+    with reco.Memory.open(folder, read_only=True) as memory:
+        rows = len(memory)
+        if not shelf.build_only:
+            report.add("reco", "exact", "", {}, 0.0, measured(memory, 0, True))
+    lists = int(4 * rows**0.5)
+    kinds: list[tuple[str, float, tuple[int, ...]]] = [
+        ("HNSW32", 0.95, (16, 32, 64, 128, 256)),
+        (f"IVF{lists},Flat", 0.95, (2, 4, 8, 16, 32, 64)),
+    ]
+    kinds += [(f"IVF{lists},PQ64", recall, (0,)) for recall in (0.9, 0.95) if pq]
+    for index, recall, efforts in kinds:
+        memory, seconds = shelf.get(
+            f"reco-{index}-{recall}", build(index, recall), lambda memory, path: None, reco.Memory.open
+        )
+        if memory is None:
+            continue
+        built = {name: value / 2 for name, value in seconds.items()}
+        facts = memory.info()["indexes"][0]
+        for effort in () if shelf.build_only else efforts:
+            setting = str(effort or f"{facts['effort']}/x{facts['refine']}")
+            report.add("reco", index, setting, built, facts["bytes"] / rows, measured(memory, effort))
+        memory.close()
 
 
 def faiss_rows(index: Any, queries: Array) -> npt.NDArray[Any]:
@@ -143,49 +191,64 @@ def faiss_rows(index: Any, queries: Array) -> npt.NDArray[Any]:
 
 
 def bench_faiss(
-    images: Array, queries: Array, truth: npt.NDArray[Any], report: Report, lists: int, threads: int, pq: bool
+    images: Array, shelf: Shelf, queries: Array, truth: npt.NDArray[Any], report: Report, threads: int, pq: bool
 ) -> None:
     """Flat, HNSW, IVF-Flat and IVF-PQ of PyPI's faiss-cpu."""
     import faiss
 
     faiss.omp_set_num_threads(threads)
     faiss.cvar.distance_compute_blas_threshold = 20
-    dim = images.shape[1]
-    for name, efforts in (
+    lists = int(4 * len(images) ** 0.5)
+
+    def build(name: str) -> Any:
+        index: Any = faiss.index_factory(images.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        if name.startswith("HNSW"):
+            index.hnsw.efConstruction = 80
+        if not index.is_trained:
+            index.train(images[np.random.default_rng(0).permutation(len(images))[: 64 * lists]])
+        index.add(images)
+        return index
+
+    kinds: list[tuple[str, tuple[int, ...]]] = [
         ("Flat", (0,)),
         ("HNSW32", (16, 32, 64, 128, 256)),
         (f"IVF{lists},Flat", (2, 4, 8, 16, 32, 64)),
-        (f"IVF{lists},PQ64np", (16, 64)),
-    ):
-        if "PQ" in name and not pq:
+    ]
+    for name, efforts in kinds + ([(f"IVF{lists},PQ64np", (16, 64))] if pq else []):
+        index, seconds = shelf.get(
+            f"faiss-{name}",
+            lambda path: build(name),  # noqa: B023
+            lambda index, path: faiss.write_index(index, str(path)),
+            lambda path: faiss.read_index(str(path)),
+        )
+        if index is None or shelf.build_only:
             continue
-        index: Any = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
-        if name.startswith("HNSW"):
-            index.hnsw.efConstruction = 80
-
-        def build(index: Any = index) -> None:
-            if not index.is_trained:
-                index.train(images[np.random.default_rng(0).permutation(len(images))[: 64 * lists]])
-            index.add(images)
-
-        seconds, _ = timed(build)
         size = len(faiss.serialize_index(index)) / len(images)
         for effort in efforts:
             if name.startswith("HNSW"):
                 index.hnsw.efSearch = effort
             elif effort:
                 index.nprobe = effort
-            result = measure(partial(faiss_rows, index), queries, truth)
-            report.add("faiss-cpu", name, str(effort or ""), seconds, size, result)
+            report.add(
+                "faiss-cpu", name, str(effort or ""), seconds, size, measure(partial(faiss_rows, index), queries, truth)
+            )
 
 
-def bench_usearch(images: Array, queries: Array, truth: npt.NDArray[Any], report: Report, threads: int) -> None:
+def bench_usearch(
+    images: Array, shelf: Shelf, queries: Array, truth: npt.NDArray[Any], report: Report, threads: int
+) -> None:
     """The graph of usearch over half-precision rows."""
     from usearch.index import Index
 
-    index: Any = Index(ndim=images.shape[1], metric="ip", dtype="f16", connectivity=32, expansion_add=80)
-    seconds, _ = timed(lambda: index.add(np.arange(len(images)), images, threads=threads))
-    for effort in (16, 32, 64, 128, 256):
+    def build(path: Path) -> Any:
+        index: Any = Index(ndim=images.shape[1], metric="ip", dtype="f16", connectivity=32, expansion_add=80)
+        index.add(np.arange(len(images)), images, threads=threads)
+        return index
+
+    index, seconds = shelf.get(
+        "usearch", build, lambda index, path: index.save(str(path)), lambda p: Index.restore(str(p))
+    )
+    for effort in () if shelf.build_only else (16, 32, 64, 128, 256):
         index.expansion_search = effort
         result = measure(
             lambda q: np.atleast_2d(index.search(q, K, threads=threads).keys).astype(np.int64), queries, truth
@@ -193,16 +256,27 @@ def bench_usearch(images: Array, queries: Array, truth: npt.NDArray[Any], report
         report.add("usearch", "HNSW32 f16", str(effort), seconds, index.memory_usage / len(images), result)
 
 
-def bench_hnswlib(images: Array, queries: Array, truth: npt.NDArray[Any], report: Report, threads: int) -> None:
+def bench_hnswlib(
+    images: Array, shelf: Shelf, queries: Array, truth: npt.NDArray[Any], report: Report, threads: int
+) -> None:
     """The graph of hnswlib."""
     import hnswlib
 
-    index = hnswlib.Index(space="ip", dim=images.shape[1])
-    index.init_index(max_elements=len(images), ef_construction=80, M=32)
-    index.set_num_threads(threads)
-    seconds, _ = timed(lambda: index.add_items(images, num_threads=threads))
+    def build(path: Path) -> Any:
+        index = hnswlib.Index(space="ip", dim=images.shape[1])
+        index.init_index(max_elements=len(images), ef_construction=80, M=32)
+        index.add_items(images, num_threads=threads)
+        return index
+
+    def load(path: Path) -> Any:
+        index = hnswlib.Index(space="ip", dim=images.shape[1])
+        index.load_index(str(path), max_elements=len(images))
+        return index
+
+    index, seconds = shelf.get("hnswlib", build, lambda index, path: index.save_index(str(path)), load)
     size = images.shape[1] * 4 + 2 * 32 * 4 + 16
-    for effort in (16, 32, 64, 128, 256):
+    for effort in () if shelf.build_only else (16, 32, 64, 128, 256):
+        index.set_num_threads(threads)
         index.set_ef(effort)
         result = measure(lambda q: index.knn_query(q, K, num_threads=threads)[0], queries, truth)
         report.add("hnswlib", "HNSW32", str(effort), seconds, size, result)
@@ -221,8 +295,9 @@ print(time.perf_counter() - start, resident() - before)
 """
 
 
-def bench_folder(folder: Path, source: Embeddings, rows: int, batch: int) -> tuple[reco.Memory, dict[str, float]]:
-    """Adding, in durable batches, and opening, in a process of its own."""
+def fill(folder: Path, source: Embeddings, rows: int, batch: int) -> float:
+    """Makes the memory in durable batches; the seconds of adding alone."""
+    shutil.rmtree(folder, ignore_errors=True)
     memory = reco.Memory.create(folder, source.dim)
     adding = 0.0
     for first in range(0, rows, batch):
@@ -232,12 +307,21 @@ def bench_folder(folder: Path, source: Embeddings, rows: int, batch: int) -> tup
         captions = [f"a photo of thing {i}" for i in range(first, first + count)]
         adding += timed(lambda: memory.add(images, texts, keys, captions))[0]  # noqa: B023
     memory.close()
+    return adding
+
+
+def bench_folder(folder: Path, source: Embeddings, rows: int, batch: int) -> tuple[reco.Memory, dict[str, float]]:
+    """Adding, in durable batches, unless an earlier run did, and opening, in a process of its own."""
+    facts = folder.with_suffix(".json")
+    if not facts.exists():
+        facts.write_text(json.dumps(fill(folder, source, rows, batch)))
+    adding = float(json.loads(facts.read_text()))
     answers = [
         subprocess.run([sys.executable, "-c", _OPEN, str(folder)], capture_output=True, text=True, check=True).stdout
         for _ in range(3)
     ]
     opened = [tuple(map(float, answer.split())) for answer in answers]
-    memory = reco.Memory.open(folder)
+    memory = reco.Memory.open(folder, read_only=True)
     return memory, {
         "add_per_second": rows / adding,
         "bytes_per_pair": memory.info()["bytes"] / rows,
@@ -315,6 +399,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["reco", "faiss-cpu", "usearch", "hnswlib"])
     parser.add_argument("--no-pq", action="store_true", help="leave product quantisation out, whose training is slow")
     parser.add_argument("--folder", type=Path, help="where the memory is made; a temporary folder by default")
+    parser.add_argument("--keep", type=Path, help="folder that keeps memory and indexes for later runs")
+    parser.add_argument("--build-only", action="store_true", help="build what is missing in --keep, measure no search")
     parser.add_argument("--storages", action="store_true", help="compare the storages instead of the engines")
     options = parser.parse_args()
     reco.set_threads(options.threads)
@@ -328,12 +414,14 @@ def main() -> None:
             if options.out:
                 options.out.write_text(json.dumps(records, indent=1) + "\n")
             return
-        memory, figures = bench_folder(Path(folder) / "memory", source, options.rows, 10_000)
+        shelf = Shelf(options.keep or Path(folder), options.build_only)
+        memory, figures = bench_folder(shelf.folder / "memory", source, options.rows, 10_000)
         queries = source.draw(512, 7)[0]
         truth = memory.search(queries, K, partners=False, exact=True).rows
         images = memory.embeddings("image")
         cosines = images[:2000] @ images[2000:4000].T
         nearest = memory.search(queries, 1, partners=False, exact=True).scores
+        memory.close()
         figures |= {
             "random_cosine": float(cosines.mean()),
             "nearest_cosine": float(nearest.mean()),
@@ -341,17 +429,22 @@ def main() -> None:
         }
         print(f"{options.rows:,} pairs of {options.dim}, {options.threads} threads, {processor()}")
         print(json.dumps(figures, indent=1))
-        print("| engine | index | setting | build s | bytes a row | recall@10 | queries/s, one by one | by 256 |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(
+            "| engine | index | setting | build s | of CPU | bytes a row | recall@10 | queries/s, one by one | by 256 |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        given = (shelf, queries, truth, report)
         if "reco" in options.only:
-            bench_reco(memory, queries, truth, report, lists, not options.no_pq)
-            figures |= search_while_adding(memory, source, queries)
+            bench_reco(shelf.folder / "memory", *given, not options.no_pq)
+            if not options.build_only:
+                with reco.Memory.open(shelf.folder / f"reco-IVF{lists},Flat-0.95") as memory:
+                    figures |= search_while_adding(memory, source, queries)
         if "faiss-cpu" in options.only:
-            bench_faiss(images, queries, truth, report, lists, options.threads, not options.no_pq)
+            bench_faiss(images, *given, options.threads, not options.no_pq)
         if "usearch" in options.only:
-            bench_usearch(images, queries, truth, report, options.threads)
+            bench_usearch(images, *given, options.threads)
         if "hnswlib" in options.only:
-            bench_hnswlib(images, queries, truth, report, options.threads)
+            bench_hnswlib(images, *given, options.threads)
     figures["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(figures, indent=1))
     if options.out:

@@ -48,8 +48,10 @@ def train(folder: Path, pairs: int, dim: int, hold: bool) -> dict[str, float]:
     held = fill(reco.Memory.create(folder / "pairs", dim=dim), pairs, 1)
     memory = fill(reco.Memory.create(folder / "memory", dim=dim), REMEMBERED, 2)
     shape = reco.FusionConfig(dim=dim, layers=0, k=10)
-    files = {} if hold else {"neighbors": folder / "neighbors"}
-    config = reco.TrainingConfig(fusion=shape, epochs=1, batch_size=1024, micro_batch=256, validation=0.0, **files)
+    files = None if hold else folder / "neighbors"
+    config = reco.TrainingConfig(
+        fusion=shape, epochs=1, batch_size=1024, micro_batch=256, validation=0.0, neighbors=files
+    )
     before = resident()
     peak, done = [before], threading.Event()
 

@@ -260,8 +260,9 @@ class World:
         for side in ("image", "text"):
             queries = self.pairs.embeddings(side)
             near = self.memory.search(queries, k=k, modality=side)
-            arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (queries, near.partners, near.scores))
-            found.append(Batch(*arrays, torch.from_numpy(near.rows >= 0)))
+            arrays = (queries, near.partners, near.scores, near.rows >= 0)
+            q, partners, scores, mask = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+            found.append(Batch(q, partners, scores, mask))
         return found
 
 

@@ -65,7 +65,9 @@ void store(const at::Tensor& tensor, Matrix& out, std::int64_t first) {
   fusion::view(out, {out.rows(), out.cols()}).narrow(0, first, tensor.size(0)).copy_(tensor);
 }
 
-bool measures(const FusionConfig& config, Modality modality) { return config.metric && modality == Modality::image; }
+bool measures(const FusionConfig& config, Modality modality) {
+  return config.metric && modality == Modality::image && fusion::refines(config, "image");
+}
 
 void check_shapes(const FusionConfig& config, Modality modality, const MatrixView& queries,
                   const Neighbors& neighbors) {

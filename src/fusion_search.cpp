@@ -60,7 +60,7 @@ Neighbors find_neighbors(const MemoryBase& memory, const FusionConfig& config, c
   options.partners = config.fuse != "both" && fused_side(config, query) == other(searched_side(config, query));
   auto found = fusion::search(memory, config, queries, options);
   if (!options.partners) fusion::fetch(memory, config, query, found);
-  if (config.metric && query == Modality::image) {
+  if (config.metric && query == Modality::image && config.sides != "text") {
     found.same = memory.embeddings({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, query);
   }
   return found;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "fusion_json.h"
@@ -107,7 +108,7 @@ std::string identity(const TrainingConfig& c, const TrainingData& data, const st
                     {"validation", c.validation},
                     {"seed", c.seed},
                     {"rows", data.pairs ? data.pairs->size() : data.images.rows()},
-                    {"held_out", data.held_out.size()},
+                    {"held_out", std::set(data.held_out.begin(), data.held_out.end()).size()},
                     {"encoder", encoder}};
   return out.dump();
 }

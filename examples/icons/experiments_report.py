@@ -119,23 +119,29 @@ def kept(rows: Sequence[Row]) -> list[str]:
     return ["Kept of the gain in the harmonic mean at 0.3:", "", *lines, ""] if lines else []
 
 
+def commits(rows: Sequence[Row], experiment: str) -> str:
+    """The commits that an experiment was measured with."""
+    found = ", ".join(dict.fromkeys(row.commit for row in rows if row.experiment == experiment))
+    return f"Measured with commit {found}."
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """All tables."""
-    commits = ", ".join(dict.fromkeys(row.commit for row in rows))
     lines = [
         "# Experiments on the icons world",
         "",
         "`python examples/icons/experiments.py` makes this file. Accuracy in",
     ]
-    lines[-1] += f" %, mean ± standard deviation over the seeds. Measured with commit {commits}."
+    lines[-1] += " %, mean ± standard deviation over the seeds."
     for name, title in TITLES.items():
         if any(row.experiment == name for row in rows):
-            lines += ["", f"## {title}", "", *table(rows, name)]
+            lines += ["", f"## {title}", "", commits(rows, name), "", *table(rows, name)]
             lines += ["", *kept(rows)] if name == "wrong" else []
             lines += ["", f"![{title}]({name}.png)"] if name in CURVES else []
     calibrated = [row for row in rows if row.experiment == "calibration"]
     if calibrated:
-        lines += ["", "## Does the confidence know when the memory is wrong?", "", *calibration_table(calibrated)]
+        lines += ["", "## Does the confidence know when the memory is wrong?", "", commits(rows, "calibration"), ""]
+        lines += calibration_table(calibrated)
     return "\n".join(lines) + "\n"
 
 

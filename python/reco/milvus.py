@@ -115,7 +115,7 @@ class MilvusMemory(MemoryBase):
         index_params : dict, optional
             The index's own, such as {"M": 32, "efConstruction": 200}.
         dtype : {"float32", "float16"}
-            Of the vectors on the server; Milvus Lite has float32 only.
+            Of the vectors on the server; Milvus Lite has float32 only. A search fetches float16 by a second request.
 
         Raises
         ------

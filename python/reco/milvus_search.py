@@ -25,7 +25,7 @@ MOST_RESULTS = 16_384  # Milvus's own limit of neighbours a query
 SPARE = 4  # beyond k, asked for at once: so that few queries need a second request
 _TIES = 4_096  # pairs that are looked at to find which of equally near ones are the oldest
 _QUERIES = 256  # of one request: so that its time is bounded, not its answer's bytes alone
-_ALONG = ("float32",)  # types of vectors that an answer brings along: Milvus 2.5's engine fails with others
+_ALONG = ("float32",)  # types of vectors that a search brings along: Milvus 2.5's engine fails with float16
 
 
 def rounding(dim: int, dtype: str) -> float:

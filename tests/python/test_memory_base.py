@@ -14,6 +14,7 @@ import pytest
 import reco
 from memory_kinds import ListMemory, unit
 from reco.milvus import MilvusMemory
+from test_fusion import randomised
 
 DIM = 16
 Make = Callable[[str], reco.MemoryBase]
@@ -149,14 +150,6 @@ def test_model_works_with_any(tmp_path: Path, kind: str) -> None:
         reco.Model(clip, ListMemory(clip.dim, "another"), fusion)
 
 
-def a_metric_learned(rows: np.ndarray, memory: reco.MemoryBase, k: int, fuse: Any = "partner") -> reco.Fusion:
-    """A fusion that compares images its own way: three of those rows each make a concept."""
-    shape = reco.FusionConfig(dim=rows.shape[1], k=k, layers=0, metric=True, fuse=fuse)
-    concepts = np.arange(len(rows)) // 3
-    run = reco.TrainingConfig(fusion=shape, epochs=1, batch_size=8)
-    return reco.train(rows, rows[::-1].copy(), memory, run, concepts=concepts)
-
-
 @pytest.mark.parametrize("fuse", ["partner", "same"])
 @pytest.mark.parametrize("kind", ["folder", "list", "milvus"])
 def test_a_model_fetches_what_a_metric_compares(tmp_path: Path, kind: str, fuse: Any) -> None:
@@ -173,7 +166,8 @@ def test_a_model_fetches_what_a_metric_compares(tmp_path: Path, kind: str, fuse:
     else:
         memory = ListMemory(clip.dim) if kind == "list" else reco.Memory.create(tmp_path / "m", clip.dim)
     memory.add(rows[:30], rows[30:], [f"k{i}" for i in range(30)])
-    fusion = a_metric_learned(rows, memory, 5, fuse)
+    shape = reco.FusionConfig(dim=clip.dim, k=5, layers=0, metric=True, fuse=fuse)
+    fusion = randomised(shape, tmp_path / "f.safetensors")[0]
     for k in (None, 40):  # more than there are
         model = reco.Model(clip, memory, fusion, k=k)
         found = memory.search(rows, model.k)

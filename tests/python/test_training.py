@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -208,11 +209,11 @@ def held_out_accuracy(fusion: reco.Fusion, images: Floats, texts: Floats, memory
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_what_is_held_out_chooses_the_epoch(task: dict[str, Any], tmp_path: Path, wrong: bool) -> None:
-    """Best is what is best on those rows: where their own texts are swapped, that is not to have learned at all."""
+    """Start and epoch are what is best on those rows: where their own texts are swapped, to look little up."""
     images, texts, memory, held = task["images"], task["texts"].copy(), task["memory"], np.arange(0, CONCEPTS, 3)
     if wrong:
         texts[held] = np.roll(texts[held], 1, axis=0)
-    run = config("transformer", epochs=40, validation=0.5, log=tmp_path / "log.csv", **CLEAN)
+    run = config(epochs=40, validation=0.5, log=tmp_path / "log.csv", **CLEAN)
     fusion = reco.train(images, texts, memory, run, held_out=held)
     with (tmp_path / "log.csv").open() as lines:
         curve = [float(row["validation_accuracy"]) for row in csv.DictReader(lines)]
@@ -222,20 +223,20 @@ def test_what_is_held_out_chooses_the_epoch(task: dict[str, Any], tmp_path: Path
     assert held_out_accuracy(fusion, images, texts, memory, held) == pytest.approx(max(curve), abs=1.5 / len(held))
     others = np.setdiff1d(np.arange(CONCEPTS), held)
     learned = held_out_accuracy(fusion, images, texts, memory, others)
-    assert (learned < 0.2) if wrong else (learned > 0.5 and max(curve) > curve[0] + 0.1)
+    assert (learned < 0.6 and curve[-1] < max(curve)) if wrong else (learned > 0.9 and curve[0] < max(curve))
 
 
 def test_concepts_may_be_held_out_in_part(task: dict[str, Any], tmp_path: Path) -> None:
     """A drawing of each concept is learned from, another chooses; order, dtype and repetition of rows do not matter."""
     images, texts = (np.repeat(task[side], 2, axis=0) for side in ("images", "texts"))
     concepts, held = np.repeat(np.arange(CONCEPTS), 2), np.arange(1, 2 * CONCEPTS, 2)
-    files = []
+    files, run = [], config(epochs=5, **CLEAN)
     for i, rows in enumerate((held, np.concatenate([held, held])[::-1].astype(np.int32), held.tolist())):
-        fusion = reco.train(images, texts, task["memory"], config(epochs=5), concepts=concepts, held_out=rows)
+        fusion = reco.train(images, texts, task["memory"], run, concepts=concepts, held_out=rows)
         files.append(weights(fusion, tmp_path / str(i)))
         assert fusion.provenance["validation_accuracy"] > 0.9
     assert files[0] == files[1] == files[2]
-    half = reco.train(images, texts, task["memory"], config(epochs=5), concepts=concepts, held_out=held[::2])
+    half = reco.train(images, texts, task["memory"], run, concepts=concepts, held_out=held[::2])
     assert weights(half, tmp_path / "half") != files[0]
 
 
@@ -280,11 +281,14 @@ def test_pairs_streamed_from_a_memory(task: dict[str, Any], tmp_path: Path) -> N
 def test_streamed_pairs_are_not_held(tmp_path: Path) -> None:
     """Twenty thousand pairs more cost less than a fifth of what their embeddings would take."""
     script = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
+    given_back = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # at once: or else what glibc keeps varies by megabytes
     grown = []
     for pairs in (4000, 24000):
         (tmp_path / str(pairs)).mkdir()
         command = [sys.executable, str(script), str(pairs), "--inside", str(tmp_path / str(pairs))]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=given_back).stdout)
         grown.append(found["grown"])
     assert grown[1] - grown[0] < 20_000 * 2 * 4 * 256 / 5
 

@@ -37,17 +37,20 @@ class CountingMemory(ListMemory):
         self.answers -= 1
         if self.answers < 0:
             raise reco.Error("[test] killed")
-        return super().embeddings(*args)
+        return super().embeddings(*args)  # type: ignore[no-untyped-call]
 
 
-Make = Callable[..., CountingMemory]
 IMAGES, TEXTS, MEMORY_IMAGES, MEMORY_TEXTS = world(1)
 
 
 def remembered(answers: int = 1 << 60) -> CountingMemory:
     memory = CountingMemory(answers)
-    memory.add(MEMORY_IMAGES, MEMORY_TEXTS, [f"m{i}" for i in range(CONCEPTS)])
+    fill(memory, MEMORY_IMAGES, MEMORY_TEXTS, [f"m{i}" for i in range(CONCEPTS)])
     return memory
+
+
+def fill(memory: reco.MemoryBase, *pairs: Any) -> None:
+    memory.add(*pairs)
 
 
 def train(memory: reco.MemoryBase | None = None, method: Any = "transformer", **options: Any) -> reco.Fusion:
@@ -94,9 +97,8 @@ def test_bfloat16_agrees_with_float32(tmp_path: Path, method: Any, layers: int) 
     shape = reco.FusionConfig(method=method, dim=DIM, k=5, heads=4, layers=layers)
     found = []
     for precision in ("float32", "bfloat16"):
-        files = {"log": tmp_path / "log.csv", "precision": precision}
         options: Any = {"epochs": 5, "learning_rate": 1e-3, "logit_scale": 20.0, "validation": 0.0, "batch_size": 64}
-        run = reco.TrainingConfig(fusion=shape, **options, **files)
+        run = reco.TrainingConfig(fusion=shape, **options, log=tmp_path / "log.csv", precision=precision)
         fusion = reco.train(IMAGES, TEXTS, remembered(), run)
         found.append((losses(tmp_path / "log.csv"), refined(fusion), fusion.provenance["precision"]))
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=0.02)
@@ -171,7 +173,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_neighbours_of_something_else(table: Path, tmp_path: Path) -> None:
     more = remembered()
-    more.add(MEMORY_IMAGES[:1], MEMORY_TEXTS[:1], ["new"])
+    fill(more, MEMORY_IMAGES[:1], MEMORY_TEXTS[:1], ["new"])
     with pytest.raises(reco.Error, match="belong to something else: expected memory_rows 121, found 120; remove"):
         train(more, neighbors=table)
     with pytest.raises(reco.Error, match=r"expected max_similarity 0\.5, found null"):
@@ -232,7 +234,8 @@ def test_damaged_neighbours(table: Path, tmp_path: Path, damage: Callable[[Path]
 
 
 def test_scratch_lies_beside_the_checkpoint_until_the_end(tmp_path: Path) -> None:
-    memory, run = remembered(), {"checkpoint": tmp_path / "run.safetensors", "epochs": 4}
+    memory = remembered()
+    run: dict[str, Any] = {"checkpoint": tmp_path / "run.safetensors", "epochs": 4}
     with pytest.raises(reco.Error, match="interrupted"):
         reco.train(IMAGES, TEXTS, memory, config("transformer", **run), progress=lambda done, _: done < 2)
     scratch = tmp_path / "run.safetensors.neighbors"
