@@ -74,9 +74,9 @@ make_environment() {
     'scikit-learn>=1.3' 'nbclient>=0.10' 'nbformat>=5.9' 'ipykernel>=6.25' 'pymilvus>=2.5' 'milvus-lite>=2.4' \
     'distributed>=2024.1' ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 types-tqdm \
     'pdoc>=15'
-  # For their metrics, prompts and class names alone, which the tests compare with; what else they ask for is large.
+  # For what the tests compare with alone (metrics, prompts, a reader of embeddings); what else they ask for is large.
   quietly "pip install" .venv/bin/python -m pip install --disable-pip-version-check -q --no-deps \
-    clip-benchmark==1.6.2 open_clip_torch==3.3.0
+    clip-benchmark==1.6.2 open_clip_torch==3.3.0 embedding-reader==1.8.1
   echo "$wanted" > .venv/requirements.stamp
 }
 
