@@ -339,7 +339,7 @@ def timed(
         "refine_ms": best(lambda: model.refine_images(queries)) / len(queries),
         "refine_one_ms": best(lambda: model.refine_images(queries[:1])),
         "bytes_a_pair": float(info["bytes"]) / len(memory),
-        "bytes_read_a_query": float(2 * lab.clip.dim * (len(memory) + k)),
+        "bytes_read_a_query": float(2 * lab.clip.dim * (len(memory) + (2 if fusion.config.metric else 1) * k)),
     }
 
 
