@@ -147,6 +147,7 @@ def on_workers(
     futures = [client.submit(work, *task, pure=False, retries=2) for task in tasks]
     try:
         with Reporter(progress, description, unit, total, total - len(futures)) as bar:
+            bar.update(0)  # where it starts, which may be the end
             for _, result in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
                 yield result
                 bar.update(1)

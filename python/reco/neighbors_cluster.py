@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,9 +99,7 @@ def find_neighbors_on_dask(
             pass
     for name, kind in _KINDS.items():
         _join(out / f"{name}.npy", kind, (total, config.fusion.k), (_part(parts, first) for first in firsts))
-    for path in sorted(parts.iterdir()):
-        path.unlink()
-    parts.rmdir()
+    shutil.rmtree(parts, ignore_errors=True)  # a task of a call that was stopped may still be at work in there
     return total
 
 

@@ -128,7 +128,8 @@ def test_an_interrupted_call_is_gone_on_with(cluster: Any, pairs: Any, memory: A
         run(cluster, pairs, memory, config(tmp_path / "out", k=3))
     (tmp_path / "out.parts" / "000000000000.npz.killed").write_bytes(b"half of it")  # what a killed worker leaves
     run(cluster, pairs, memory, wanted, shard_size=20, progress=lambda *numbers: told.append(numbers))
-    assert told[0][0] >= 3 and told[-1] == (12, 12)
+    # What was at work when the call was stopped may have come to its end since.
+    assert 2 <= told[0][0] <= 12 and told[-1] == (12, 12)
     run(cluster, pairs, memory, config(tmp_path / "whole"))
     for name, values in arrays(tmp_path / "whole").items():
         np.testing.assert_array_equal(values, arrays(tmp_path / "out")[name])
