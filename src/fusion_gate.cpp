@@ -1,53 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fusion_gate.h"
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+
 namespace reco::fusion {
 
 namespace {
 
-// Cosines of every pair of different partners that are there; -2 elsewhere. [n, k, k]
-at::Tensor agreements(const Batch& batch, const at::Tensor& pairs) {
-  const auto cosines = at::matmul(batch.partners, batch.partners.transpose(1, 2));
-  return cosines.masked_fill(pairs.logical_not(), -2.0);
+constexpr float kLeast = -1.0F;            // of cosines
+constexpr std::int64_t kRowsAtLeast = 64;  // that a second thread is worth
+
+float highest(std::span<const float> x, std::span<const bool> present) {
+  float found = kLeast;
+  for (std::size_t i = 0; i < x.size(); ++i) found = present[i] ? std::max(found, x[i]) : found;
+  return found;
 }
 
-at::Tensor different_pairs(const at::Tensor& mask) {
-  const auto k = mask.size(1);
-  return mask.unsqueeze(1).logical_and(mask.unsqueeze(2)).logical_and(at::eye(k, mask.options()).logical_not());
-}
+// What one query and its k neighbours look like; what is absent counts nowhere.
+struct View {
+  std::span<const float> scores, with_query;  // [k]
+  const float* cosines;                       // [k, k], of partners
+  std::span<const bool> present;
+  std::span<float> weights, agreement, best;  // [k]: softmax over the similarities; see Features
 
-at::Tensor mean_present(const at::Tensor& x, const Batch& batch, const at::Tensor& count) {
-  return (x * batch.mask).sum(1) / count;
-}
+  // fn(j) of each neighbour that is there, added up.
+  template <typename Fn>
+  float sum(const Fn& fn) const {
+    float out = 0;
+    for (std::size_t j = 0; j < present.size(); ++j) out += present[j] ? fn(j) : 0.0F;
+    return out;
+  }
 
-at::Tensor highest(const at::Tensor& x, const at::Tensor& mask) {
-  return std::get<0>(x.masked_fill(mask.logical_not(), -1.0).max(1));
-}
+  void weigh(float sharpness) const {
+    const float top = highest(scores, present);
+    const float total = sum([&](std::size_t j) { return weights[j] = std::exp((scores[j] - top) * sharpness); });
+    for (std::size_t j = 0; j < present.size(); ++j) weights[j] = present[j] ? weights[j] / total : 0.0F;
+  }
 
-at::Tensor neighbor_features(const Side& side, const Batch& batch) {
-  const auto weights = masked_softmax(batch.scores * side["sharpness"], batch.mask);
-  const auto pairs = different_pairs(batch.mask);
-  const auto cosines = agreements(batch, pairs);
-  const auto others = weights.unsqueeze(1) * pairs;
-  const auto weighted = (others * cosines).sum(2) / others.sum(2).clamp_min(1e-6);
   // A neighbour that is alone agrees with nobody: zero.
-  const auto best = std::get<0>(cosines.max(2)).masked_fill(pairs.any(2).logical_not(), 0.0);
-  const auto with_query = at::matmul(batch.queries.unsqueeze(1), batch.partners.transpose(1, 2)).squeeze(1);
-  const auto behind = batch.scores - highest(batch.scores, batch.mask).unsqueeze(1);
-  return at::stack({batch.scores, behind, with_query, weighted, best}, 2) * batch.mask.unsqueeze(2);
-}
+  void compare(std::size_t j) const {
+    const float* row = cosines + j * present.size();
+    float mean = 0, others = 0, most = -2;
+    for (std::size_t l = 0; l < present.size(); ++l) {
+      if (l == j || !present[l]) continue;
+      mean += weights[l] * row[l];
+      others += weights[l];
+      most = std::max(most, row[l]);
+    }
+    agreement[j] = mean / std::max(others, 1e-6F);
+    best[j] = most < kLeast - 0.5F ? 0.0F : most;
+  }
 
-at::Tensor query_features(const at::Tensor& neighbor, const Batch& batch) {
-  const auto count = batch.mask.sum(1).clamp_min(1).to(at::kFloat);
-  const auto scores = neighbor.select(2, 0), with_query = neighbor.select(2, 2);
-  const auto weighted = neighbor.select(2, 3), best = neighbor.select(2, 4);
-  const auto mean = mean_present(scores, batch, count);
-  const auto variance = mean_present((scores - mean.unsqueeze(1)).square(), batch, count);
-  return at::stack({highest(scores, batch.mask), mean, variance.clamp_min(1e-12).sqrt(),
-                    mean_present(weighted, batch, count), mean_present(best, batch, count), highest(best, batch.mask),
-                    mean_present(with_query, batch, count), highest(with_query, batch.mask), count.log()},
-                   1);
-}
+  void write_neighbors(float* out) const {
+    const float top = highest(scores, present);
+    for (std::size_t j = 0; j < present.size(); ++j) {
+      const std::array<float, kNeighborFeatures> row{scores[j], scores[j] - top, with_query[j], agreement[j], best[j]};
+      for (const float x : row) *out++ = present[j] ? x : 0.0F;
+    }
+  }
+
+  void write_query(float* out) const {
+    const float count = std::max(1.0F, sum([](std::size_t) { return 1.0F; }));
+    const auto mean = [&](std::span<const float> x) { return sum([&](std::size_t j) { return x[j]; }) / count; };
+    const float middle = mean(scores);
+    const float variance = sum([&](std::size_t j) { return (scores[j] - middle) * (scores[j] - middle); }) / count;
+    const std::array<float, kQueryFeatures> row{
+        highest(scores, present), middle,           std::sqrt(std::max(variance, 1e-12F)), mean(agreement), mean(best),
+        highest(best, present),   mean(with_query), highest(with_query, present),          std::log(count)};
+    std::copy(row.begin(), row.end(), out);
+  }
+};
 
 at::Tensor standardised(const Side& side, const std::string& name, const at::Tensor& x) {
   return (x - side[name + ".mean"]) / side[name + ".std"];
@@ -68,9 +95,36 @@ void add_network(std::map<std::string, std::vector<std::int64_t>>& out, const st
 
 }  // namespace
 
+// On the CPU in one pass over the products, which are all that is large: as tensor operations these are a hundred.
 Features features(const Side& side, const Batch& batch) {
-  const auto neighbor = neighbor_features(side, batch);
-  return {neighbor, query_features(neighbor, batch)};
+  const auto cpu = [](const at::Tensor& x) { return x.detach().cpu().contiguous(); };
+  const auto n = batch.scores.size(0), k = batch.scores.size(1);
+  const auto cosines = cpu(at::matmul(batch.partners, batch.partners.transpose(1, 2)));
+  const auto with_query = cpu(at::matmul(batch.partners, batch.queries.unsqueeze(2)));
+  const auto scores = cpu(batch.scores), mask = cpu(batch.mask);
+  const float sharpness = side["sharpness"].item<float>();
+  const auto neighbor = at::empty({n, k, kNeighborFeatures}, at::kFloat),
+             query = at::empty({n, kQueryFeatures}, at::kFloat);
+  float *neighbors = neighbor.mutable_data_ptr<float>(), *queries = query.mutable_data_ptr<float>();
+  at::parallel_for(0, n, kRowsAtLeast, [&](std::int64_t first, std::int64_t last) {
+    std::vector<float> scratch(static_cast<std::size_t>(3 * k));
+    const auto part = [&](std::int64_t i) { return std::span(scratch).subspan(i * k, k); };
+    for (std::int64_t i = first; i < last; ++i) {
+      const auto row = [&](const at::Tensor& x) { return std::span(x.const_data_ptr<float>() + i * k, k); };
+      const View view{row(scores),
+                      row(with_query),
+                      cosines.const_data_ptr<float>() + i * k * k,
+                      std::span(mask.const_data_ptr<bool>() + i * k, k),
+                      part(0),
+                      part(1),
+                      part(2)};
+      view.weigh(sharpness);
+      for (std::int64_t j = 0; j < k; ++j) view.compare(j);
+      view.write_neighbors(neighbors + i * k * kNeighborFeatures);
+      view.write_query(queries + i * kQueryFeatures);
+    }
+  });
+  return {neighbor.to(batch.scores.device()), query.to(batch.scores.device())};
 }
 
 Gate gate(const Side& side, const Batch& batch) {

@@ -36,23 +36,38 @@ void check_range(bool condition, const char* field, const char* expected, double
 
 at::Device device_of(const Parameters& parameters) { return parameters.begin()->second.device(); }
 
-// One side of these rows, refined; some at a time, so that memory is bounded.
-at::Tensor refined(const TrainingConfig& config, const Parameters& parameters, const Dataset& data, const char* side,
-                   std::span<const std::int64_t> rows, bool disturbed) {
-  std::vector<at::Tensor> parts;
+// One side of some rows: as CLIP has them, refined, and whether anything true was retrieved [n].
+struct Seen {
+  at::Tensor queries, embeddings, found;
+};
+
+// Some at a time, so that memory is bounded.
+Seen look(const TrainingConfig& config, const Parameters& parameters, const Dataset& data, const char* side,
+          std::span<const std::int64_t> rows, bool disturbed) {
+  std::vector<at::Tensor> queries, embeddings, found;
   for (std::size_t first = 0; first < rows.size(); first += kRowsAtOnce) {
     const auto part = rows.subspan(first, std::min(kRowsAtOnce, rows.size() - first));
     auto pairs = training::nearest(data.rows({part.begin(), part.end()}), config.fusion, config.fusion.k);
-    if (disturbed) pairs = disturb(config, pairs, ~1ULL, true).pairs;
+    const bool image = side[0] == 'i';
+    at::Tensor truth = image ? pairs.images.mask : pairs.texts.mask;
+    if (disturbed) {
+      auto spoiled = disturb(config, pairs, ~1ULL, true);
+      pairs = std::move(spoiled.pairs);
+      truth = image ? spoiled.image_truth : spoiled.text_truth;
+    }
     pairs = training::to(pairs, device_of(parameters));
-    const auto& batch = side[0] == 'i' ? pairs.images : pairs.texts;
-    parts.push_back(fusion::fuse(config.fusion, parameters, side, batch).embeddings);
+    const auto& batch = image ? pairs.images : pairs.texts;
+    queries.push_back(batch.queries);
+    embeddings.push_back(fusion::fuse(config.fusion, parameters, side, batch).embeddings);
+    found.push_back(truth.to(batch.queries.device()).gt(0).any(1));
   }
-  return at::cat(parts);
+  return {at::cat(queries), at::cat(embeddings), at::cat(found)};
 }
 
-// Held-out accuracy: all rows of held-out concepts; candidates are a text of each, and of those trained on, unless the
-// same concepts may be among both.
+// Share of held-out rows that are answered right; all rows of held-out concepts. Candidates are a text of each, and of
+// those trained on, unless the same concepts may be among both. Right is a row's own concept, or, where disturbance
+// left nothing true to be retrieved, what CLIP answers by itself: else nobody would notice a gate that stays open, on
+// concepts that CLIP does not know anyway.
 double held_out_accuracy(const TrainingConfig& config, const Parameters& parameters, const Dataset& data,
                          bool disturbed) {
   auto candidates = training::first_rows(data.train(), data.given_validation() ? 0 : training::kTuningConcepts);
@@ -66,12 +81,22 @@ double held_out_accuracy(const TrainingConfig& config, const Parameters& paramet
       own.push_back(static_cast<std::int64_t>(known + i));
     }
   }
-  return training::accuracy(refined(config, parameters, data, "image", rows, disturbed),
-                            refined(config, parameters, data, "text", candidates, disturbed), own);
+  const auto images = look(config, parameters, data, "image", rows, disturbed);
+  const auto texts = look(config, parameters, data, "text", candidates, disturbed);
+  auto right = at::tensor(own, at::kLong).to(images.queries.device());
+  if (disturbed) right = at::where(images.found, right, training::nearest_rows(images.queries, texts.queries));
+  return training::accuracy(images.embeddings, texts.embeddings, right);
 }
 
 bool disturbs(const TrainingConfig& c) {
   return c.fusion.method != "mean" && c.wrong_captions + c.random_rows + c.dropped + c.random_k > 0;
+}
+
+// Of an accuracy on the held-out rows.
+double standard_error(double accuracy, const Dataset& data) {
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < data.validation().size(); ++i) rows += data.validation()[i].size();
+  return rows == 0 ? 0 : std::sqrt(accuracy * (1 - accuracy) / static_cast<double>(rows));
 }
 
 // The mean of accuracy with clean and with disturbed neighbours, where training disturbs any.
@@ -106,15 +131,21 @@ State start(const TrainingConfig& config, Dataset& data, at::Device device) {
   return state;
 }
 
+// Of epochs that chance could tell apart as well, the last is taken: the decaying learning rate settles what the first
+// ones only sketch, and the best of many noisy figures is often an early one.
 void finish_epoch(const TrainingConfig& config, const Dataset& data, State& state, double rate) {
   ++state.epoch;
   const c10::NoGradGuard no_grad;
+  for (const auto& [name, value] : state.parameters) {
+    check(at::isfinite(value).all().item<bool>(), "training.train", "the loss diverges: ", name,
+          " is not finite after epoch ", state.epoch, "; lower learning_rate (", config.learning_rate, ")");
+  }
   const double found = validate_state(config, state.parameters, data);
   const auto running = std::exchange(state.running, {});
   const auto loss = running.loss / static_cast<double>(running.batches);
   state.curve.push_back({state.epoch, rate, loss, found, running.data_seconds, running.step_seconds});
-  if (found < state.best_validation || (found == state.best_validation && !data.validation().empty())) return;
-  state.best_validation = found;
+  state.best_validation = std::max(found, state.best_validation);
+  if (found < state.best_validation - standard_error(state.best_validation, data)) return;
   state.best_epoch = state.epoch;
   state.best = copy(state.parameters);
 }
@@ -164,7 +195,7 @@ std::string provenance(const TrainingConfig& config, const State& state, const s
   json["device"] = config.device;
   json["memory_rows"] = memory.size();
   json["best_epoch"] = state.best_epoch;
-  json["validation_accuracy"] = state.best_validation;
+  json["validation_accuracy"] = state.curve.empty() ? state.best_validation : state.curve[state.best_epoch].validation;
   return json.dump();
 }
 
@@ -218,6 +249,7 @@ namespace {
 
 Fusion train_on(const TrainingData& pairs, const MemoryBase& memory, const TrainingConfig& config,
                 const Progress& progress, at::Device device) {
+  training::check_data(pairs, memory, config);
   const auto identity = training::identity(config, pairs, memory.encoder());
   const bool resumed = !config.checkpoint.empty() && std::filesystem::exists(config.checkpoint);
   if (resumed) training::check_run(config.checkpoint, identity);  // before hours of searching

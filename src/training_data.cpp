@@ -54,22 +54,6 @@ void check_room(std::int64_t pairs, const TrainingConfig& config) {
         std::llround(room / 1e9), " GB: lower micro_batch, batch_size or k");
 }
 
-void check_data(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config) {
-  if (data.pairs) return check_pairs(data, memory, config);
-  const auto n = data.images.rows();
-  const auto dim = config.fusion.dim;
-  check(n >= 2 && data.texts.rows() == n, kTag, "images and texts must have the same number of rows, two or more, got ",
-        n, " and ", data.texts.rows());
-  check(data.images.cols() == dim && data.texts.cols() == dim && memory.dim() == dim, kTag, "fusion.dim is ", dim,
-        ", images have ", data.images.cols(), " columns, texts ", data.texts.cols(), ", the memory ", memory.dim());
-  check(data.keys.empty() || static_cast<std::int64_t>(data.keys.size()) == n, kTag, "expected ", n, " keys, got ",
-        data.keys.size());
-  check(data.concepts.empty() || static_cast<std::int64_t>(data.concepts.size()) == n, kTag, "expected ", n,
-        " concepts, got ", data.concepts.size());
-  check(data.images.allFinite() && data.texts.allFinite(), kTag, "embeddings must be finite");
-  check(memory.size() > 0, kTag, "the memory is empty");
-}
-
 Matrix select(const Matrix& matrix, std::span<const std::int64_t> rows) {
   Matrix out(static_cast<Eigen::Index>(rows.size()), matrix.cols());
   for (std::size_t i = 0; i < rows.size(); ++i) out.row(static_cast<Eigen::Index>(i)) = matrix.row(rows[i]);
@@ -95,10 +79,25 @@ std::mt19937_64 generator(std::uint64_t seed, std::uint64_t stream) {
 
 }  // namespace
 
+void check_data(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config) {
+  if (data.pairs) return check_pairs(data, memory, config);
+  const auto n = data.images.rows();
+  const auto dim = config.fusion.dim;
+  check(n >= 2 && data.texts.rows() == n, kTag, "images and texts must have the same number of rows, two or more, got ",
+        n, " and ", data.texts.rows());
+  check(data.images.cols() == dim && data.texts.cols() == dim && memory.dim() == dim, kTag, "fusion.dim is ", dim,
+        ", images have ", data.images.cols(), " columns, texts ", data.texts.cols(), ", the memory ", memory.dim());
+  check(data.keys.empty() || static_cast<std::int64_t>(data.keys.size()) == n, kTag, "expected ", n, " keys, got ",
+        data.keys.size());
+  check(data.concepts.empty() || static_cast<std::int64_t>(data.concepts.size()) == n, kTag, "expected ", n,
+        " concepts, got ", data.concepts.size());
+  check(data.images.allFinite() && data.texts.allFinite(), kTag, "embeddings must be finite");
+  check(memory.size() > 0, kTag, "the memory is empty");
+}
+
 Dataset::Dataset(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config,
                  const Progress& progress)
     : data_(data), memory_(memory), config_(config.fusion) {
-  check_data(data, memory, config);
   if (data.pairs) pair_rows_ = data.pairs->rows();
   size_ = data.pairs ? static_cast<std::int64_t>(pair_rows_.size()) : data.images.rows();
   check_room(size_, config);
@@ -265,15 +264,14 @@ std::vector<std::vector<std::int64_t>> Dataset::epoch(std::uint64_t seed, std::i
   return batches;
 }
 
-double accuracy(const at::Tensor& images, const at::Tensor& texts, const std::vector<std::int64_t>& own) {
-  const auto wanted = at::tensor(own, at::kLong).to(images.device());
-  double hits = 0;
-  for (std::int64_t first = 0; first < images.size(0); first += kComparedAtOnce) {
-    const auto count = std::min(kComparedAtOnce, images.size(0) - first);
-    const auto best = at::matmul(images.narrow(0, first, count), texts.t()).argmax(1);
-    hits += best.eq(wanted.narrow(0, first, count)).sum().item<double>();
-  }
-  return hits / static_cast<double>(own.size());
+at::Tensor nearest_rows(const at::Tensor& images, const at::Tensor& texts) {
+  std::vector<at::Tensor> parts;
+  for (const auto& part : images.split(kComparedAtOnce)) parts.push_back(at::matmul(part, texts.t()).argmax(1));
+  return at::cat(parts);
+}
+
+double accuracy(const at::Tensor& images, const at::Tensor& texts, const at::Tensor& wanted) {
+  return nearest_rows(images, texts).eq(wanted).to(at::kDouble).mean().item<double>();
 }
 
 }  // namespace reco::training

@@ -34,13 +34,16 @@ class Concepts {
   std::span<const std::int64_t> rows_, starts_;
 };
 
+/// Throws Error unless data, memory and config fit each other.
+void check_data(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config);
+
 /// All pairs with the row numbers of their neighbours; embeddings are read batch by batch. Data and memory must outlive
 /// it. Of pairs that lie in a memory it holds 24 bytes each, and 16 more for an epoch; their neighbours too, unless
 /// those have a folder.
 class Dataset {
  public:
-  /// Searches `memory` for every pair, its own key left out, or opens what an earlier run found. Throws Error when
-  /// data, memory and found neighbours do not fit.
+  /// Searches `memory` for every pair, its own key left out, or opens what an earlier run found. The data are checked
+  /// already. Throws Error when found neighbours do not fit.
   Dataset(const TrainingData& data, const MemoryBase& memory, const TrainingConfig& config, const Progress& progress);
 
   /// Forgets the neighbours once training is done, unless the config named a folder for them.
@@ -90,8 +93,10 @@ class Dataset {
 /// How many concepts validation looks at at most: each is compared with all.
 inline constexpr std::size_t kMostHeldOut = 4096;
 
-/// Share of the given rows whose refined image is nearest to its own concept's refined text, among the texts of
-/// `candidates` (one row a concept); `own[i]` is the place of row i's concept among them.
-double accuracy(const at::Tensor& images, const at::Tensor& texts, const std::vector<std::int64_t>& own);
+/// The row of `texts` [m, d] that is nearest to each row of `images` [n, d]: [n] int64.
+at::Tensor nearest_rows(const at::Tensor& images, const at::Tensor& texts);
+
+/// Share of the images whose nearest text, of one row a concept, is the wanted one [n] int64.
+double accuracy(const at::Tensor& images, const at::Tensor& texts, const at::Tensor& wanted);
 
 }  // namespace reco::training

@@ -40,9 +40,7 @@ std::vector<std::int64_t> numbers_up_to(std::int64_t k) {
 class Tuning {
  public:
   Tuning(const FusionConfig& config, Pairs pairs)
-      : config_(config),
-        pairs_(std::move(pairs)),
-        own_(places(static_cast<std::size_t>(pairs_.images.queries.size(0)))) {}
+      : config_(config), pairs_(std::move(pairs)), own_(at::arange(pairs_.images.queries.size(0), at::kLong)) {}
 
   const Mean& best() const { return best_; }
 
@@ -95,7 +93,7 @@ class Tuning {
 
   FusionConfig config_;
   Pairs pairs_;
-  std::vector<std::int64_t> own_;
+  at::Tensor own_;
   double accuracy_ = -1;
   Mean best_;
 };
@@ -139,12 +137,6 @@ std::vector<std::int64_t> first_rows(const Concepts& concepts, std::size_t most)
   std::vector<std::int64_t> rows;
   for (std::size_t i = 0; i < std::min(concepts.size(), most); ++i) rows.push_back(concepts[i].back());
   return rows;
-}
-
-std::vector<std::int64_t> places(std::size_t count, std::size_t first) {
-  std::vector<std::int64_t> out(count);
-  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::int64_t>(first + i);
-  return out;
 }
 
 Pairs nearest(const Pairs& pairs, const FusionConfig& config, std::int64_t k) {

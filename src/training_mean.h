@@ -19,9 +19,6 @@ struct Mean {
 /// One row of each concept, of `most` concepts at most.
 std::vector<std::int64_t> first_rows(const Concepts& concepts, std::size_t most);
 
-/// Row numbers first, first + 1, ...
-std::vector<std::int64_t> places(std::size_t count, std::size_t first = 0);
-
 /// The first k neighbours alone.
 Pairs nearest(const Pairs& pairs, const FusionConfig& config, std::int64_t k);
 

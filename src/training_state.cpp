@@ -10,6 +10,7 @@
 #include "io/event_file.h"
 #include "io/file.h"
 #include "io/safetensors.h"
+#include "io/sha256.h"
 #include "reco/error.h"
 
 namespace reco::training {
@@ -76,6 +77,55 @@ void read_progress(State& state, const json& progress) {
   state.running = {r.at(0), r.at(1), r.at(2), r.at(3)};
 }
 
+constexpr std::int64_t kSample = 4096;  // pairs whose embeddings and keys tell one data set from another
+
+template <typename T>
+void digest(io::Sha256& sha, std::span<const T> values) {
+  sha.update(std::as_bytes(values));
+}
+
+void digest(io::Sha256& sha, std::span<const std::string> keys) {
+  for (const auto& key : keys) digest(sha, std::span(key.c_str(), key.size() + 1));
+}
+
+void digest(io::Sha256& sha, const Matrix& rows) {
+  digest(sha, std::span(rows.data(), static_cast<std::size_t>(rows.size())));
+}
+
+// Evenly spaced, all of them where there are few.
+std::vector<std::int64_t> sample(std::int64_t size) {
+  std::vector<std::int64_t> out(static_cast<std::size_t>(std::min(size, kSample)));
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    out[i] =
+        static_cast<std::int64_t>(static_cast<double>(i) * static_cast<double>(size) / static_cast<double>(out.size()));
+  }
+  return out;
+}
+
+// What tells these data from others of the same size: concepts, held-out rows, and a sample of embeddings and keys.
+std::string digest(const TrainingData& data) {
+  io::Sha256 sha;
+  digest(sha, std::span(data.concepts));
+  const std::set held_out(data.held_out.begin(), data.held_out.end());
+  const std::vector ordered(held_out.begin(), held_out.end());
+  digest(sha, std::span(ordered));
+  auto rows = sample(data.pairs ? data.pairs->size() : data.images.rows());
+  if (data.pairs) {
+    const auto live = data.pairs->rows();
+    for (auto& row : rows) row = live.at(static_cast<std::size_t>(row));
+    digest(sha, std::span<const std::string>(data.pairs->keys(rows)));
+    for (const auto side : {Modality::image, Modality::text}) digest(sha, data.pairs->embeddings(rows, side));
+  } else {
+    for (const auto row : rows) {
+      if (!data.keys.empty()) digest(sha, std::span<const std::string>(&data.keys.at(row), 1));
+    }
+    for (const auto* side : {&data.images, &data.texts}) {
+      for (const auto row : rows) digest(sha, std::span<const float>(side->row(row).data(), side->cols()));
+    }
+  }
+  return sha.finish();
+}
+
 }  // namespace
 
 bool learns(const FusionConfig& fusion, const std::string& name) {
@@ -109,6 +159,7 @@ std::string identity(const TrainingConfig& c, const TrainingData& data, const st
                     {"seed", c.seed},
                     {"rows", data.pairs ? data.pairs->size() : data.images.rows()},
                     {"held_out", std::set(data.held_out.begin(), data.held_out.end()).size()},
+                    {"data", digest(data)},
                     {"encoder", encoder}};
   return out.dump();
 }

@@ -2,6 +2,7 @@
 #include "training_step.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -10,6 +11,7 @@
 #include <functional>
 #include <numbers>
 #include <set>
+#include <utility>
 
 #include "reco/interrupt.h"
 
@@ -21,32 +23,53 @@ namespace {
 struct Contrast {
   double loss;
   at::Tensor images, texts, log_scale;
-  at::Tensor logits{}, slope{}, columns{};  // [n, n]: made once a step, since fresh memory costs more than filling it
+  at::Tensor logits{}, slope{};  // [n, n]: made once a step, since fresh memory costs more than filling it
 };
 
 constexpr std::int64_t kRowsAtOnce = 64;  // of these, so that several passes over them stay in the cache
 
-// From logarithms of two softmaxes to their sum, in the first.
-void add_softmaxes(at::Tensor& rows, at::Tensor& columns) {
-  for (std::int64_t first = 0; first < rows.size(0); first += kRowsAtOnce) {
-    const auto count = std::min(kRowsAtOnce, rows.size(0) - first);
-    rows.narrow(0, first, count).exp_().add_(columns.narrow(0, first, count).exp_());
-  }
+std::int64_t rows_of_block(const at::Tensor& matrix) { return matrix.is_cpu() ? kRowsAtOnce : matrix.size(0); }
+
+// work(place, first, count) for every block of rows, on all threads at once: an operation that wakes them by itself
+// costs more than it does.
+template <typename Work>
+void over_blocks(const at::Tensor& matrix, const Work& work) {
+  const auto rows = matrix.size(0), size = rows_of_block(matrix);
+  at::parallel_for(0, (rows + size - 1) / size, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = begin; i < end; ++i) work(i, i * size, std::min(size, rows - i * size));
+  });
+}
+
+// Logarithms of the sums of exp(logits) along rows [n, 1] and along columns [1, n].
+std::pair<at::Tensor, at::Tensor> log_sums(const at::Tensor& logits) {
+  const auto rows = at::empty({logits.size(0), 1}, logits.options());
+  const auto size = rows_of_block(logits);
+  const auto columns = at::empty({(logits.size(0) + size - 1) / size, logits.size(1)}, logits.options());
+  over_blocks(logits, [&](std::int64_t i, std::int64_t first, std::int64_t count) {
+    const auto block = logits.narrow(0, first, count);
+    auto along_rows = rows.narrow(0, first, count), along_columns = columns.narrow(0, i, 1);
+    at::logsumexp_out(along_rows, block, {1}, true);
+    at::logsumexp_out(along_columns, block, {0}, true);
+  });
+  return {rows, columns.logsumexp({0}, true)};
 }
 
 // Adds `weight` times InfoNCE in both directions (van den Oord et al., arXiv 1807.03748; CLIP's symmetric form), a's
-// rows against b's. Of the matrix of all pairs three copies are made, where differentiation by LibTorch makes eight:
+// rows against b's. Of the matrix of all pairs two copies are made, where differentiation by LibTorch makes eight:
 // the slope along a logit is the sum of its two softmaxes, less two on the diagonal, over 2 n.
 void add_nce(double weight, const at::Tensor& a, const at::Tensor& b, double scale, Contrast& sum, at::Tensor* slope_a,
              at::Tensor* slope_b) {
   if (weight == 0) return;
   const double share = weight / (2.0 * static_cast<double>(a.size(0)));
-  auto &logits = sum.logits, &slope = sum.slope, &columns = sum.columns;
+  auto &logits = sum.logits, &slope = sum.slope;
   at::mm_out(logits, a * scale, b.t());
-  at::_log_softmax_out(slope, logits, 1, false);
-  at::_log_softmax_out(columns, logits, 0, false);
-  sum.loss -= share * (slope.diagonal().sum() + columns.diagonal().sum()).item<double>();
-  add_softmaxes(slope, columns);
+  const auto [rows, columns] = log_sums(logits);
+  sum.loss -= share * (2 * logits.diagonal().sum() - rows.sum() - columns.sum()).item<double>();
+  over_blocks(logits, [&, rows = rows, columns = columns](std::int64_t, std::int64_t first, std::int64_t count) {
+    const auto block = logits.narrow(0, first, count);
+    auto out = slope.narrow(0, first, count);
+    at::sub_out(out, block, rows.narrow(0, first, count)).exp_().add_(at::sub(block, columns).exp_());
+  });
   slope.diagonal().sub_(2);
   if (slope_a != nullptr) slope_a->addmm_(slope, b, 1, share * scale);
   if (slope_b != nullptr) slope_b->addmm_(slope.t(), a, 1, share * scale);
@@ -57,7 +80,7 @@ Contrast contrast(const TrainingConfig& config, const at::Tensor& images, const 
                   const at::Tensor& log_scale) {
   const c10::NoGradGuard no_grad;
   Contrast sum{0, at::zeros_like(images), at::zeros_like(texts), {}};
-  for (auto* matrix : {&sum.logits, &sum.slope, &sum.columns}) {
+  for (auto* matrix : {&sum.logits, &sum.slope}) {
     *matrix = at::empty({images.size(0), texts.size(0)}, images.options());
   }
   if (config.learn_scale) sum.log_scale = at::zeros_like(log_scale);

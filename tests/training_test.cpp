@@ -180,6 +180,35 @@ TEST_F(TrainingTest, DisturbedNeighboursAreLabelled) {
   EXPECT_TRUE(reco::training::disturb(config_, pairs, 3).image_truth.all().item<bool>());
 }
 
+// With both sides of a neighbour fused, partners come first and same sides after, in the same order, as in a search.
+TEST_F(TrainingTest, BothSidesOfADisturbedNeighbourBelongTogether) {
+  config_.fusion.fuse = "both";
+  config_.wrong_captions = config_.dropped = config_.random_k = 0;
+  config_.random_rows = 1;
+  const reco::training::Dataset dataset(data_, *memory_, config_, {});
+  std::vector<std::int64_t> rows(kConcepts);
+  std::iota(rows.begin(), rows.end(), 0);
+  const auto pairs = dataset.rows(rows);
+  const auto some = reco::training::disturb(config_, pairs, 3);
+  const auto k = config_.fusion.k;
+  const auto halves = [&](const at::Tensor& x) { return std::pair{x.narrow(1, 0, k), x.narrow(1, k, k)}; };
+  for (const auto& whole : {some.image_truth, some.pairs.images.scores, some.pairs.images.mask.to(at::kFloat)}) {
+    EXPECT_TRUE(halves(whole).first.equal(halves(whole).second));
+  }
+  EXPECT_TRUE(
+      some.pairs.images.scores.narrow(1, 0, k - 1).ge(some.pairs.images.scores.narrow(1, 1, k - 1)).all().item<bool>());
+  const auto [partners, same] = halves(some.pairs.images.partners);
+  const auto [old_partners, old_same] = halves(pairs.images.partners);
+  // A neighbour is one that was there, or another pair of the batch.
+  const auto with = [&](const at::Tensor& old, const at::Tensor& batch) {
+    return at::cat({old, batch.unsqueeze(0).expand({kConcepts, kConcepts, kDim})}, 1);
+  };
+  const auto place = at::cdist(same, with(old_same, pairs.images.queries)).argmin(2);
+  const auto expected = with(old_partners, pairs.texts.queries).gather(1, place.unsqueeze(2).expand({-1, -1, kDim}));
+  EXPECT_TRUE(expected.equal(partners));
+  EXPECT_GT(place.ge(k).sum().item<int>(), kConcepts);  // some were replaced
+}
+
 // What a run takes of memory: neighbours lie in files, and are found there again.
 TEST_F(TrainingTest, NeighboursFoundOnceServeLaterRuns) {
   config_.neighbors = folder_ / "neighbors";
