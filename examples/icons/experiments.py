@@ -64,6 +64,10 @@ def main_table(lab: Lab, store: Store, seed: int) -> None:
         store.add("main", "oracle", 0, lambda: percent(oracle_records()))
     for name in TRAINED:
         store.add("main", name, seed, on(lab, name, seed, lab.full))
+    mean, start = configs(lab.clip, seed)["mean"], untrained(lab, seed)
+    chosen = partial(lab.train, "mean-chosen-as-ours", seed, mean, held_out=True)
+    store.add("main", "mean, chosen as ours", seed, lambda: lab.measure(chosen(), lab.full(), None))
+    store.add("main", "mean with ours' metric, not trained", seed, after(lab, "untrained", seed, start, K))
     store.add("main", f"mean, k = {K}", seed, on(lab, "mean", seed, lab.full, K))
     for name in ("vote", "logit blend"):
         store.add("main", name, seed, partial(vote_metrics, lab, seed, name))
@@ -71,44 +75,30 @@ def main_table(lab: Lab, store: Store, seed: int) -> None:
         store.add("main", f"{name}, unseen not remembered", seed, on(lab, name, seed, lab.without_unseen))
 
 
-def vote_scores(
-    lab: Lab, memory: reco.Memory, images: Floats, classes: Floats, names: list[str], keys: list[list[str]] | None
-) -> Callable[[float, float], Floats]:
-    """Scores of images by vote (weight 1) or logit blend, as a function of sharpness and weight."""
-    found = memory.search(images, k=10, partners=False, exclude_keys=keys)
-    place = {name: i for i, name in enumerate(names)}
-    labels = np.array([[place.get((m or {}).get("concept", ""), -1) for m in row] for row in found.metadata])
-    cosines = images @ classes.T
-
-    def scores(sharpness: float, weight: float) -> Floats:
-        votes = reco.vote(found.scores, labels, len(names), sharpness)
-        return reco.blend(cosines, votes, lab.clip.logit_scale, weight)
-
-    return scores
+def untrained(lab: Lab, seed: int) -> reco.TrainingConfig:
+    """Ours before its first step: the best mean over images compared with the metric, no neighbour trusted less."""
+    ours = configs(lab.clip, seed)["reco"].fusion
+    return reco.TrainingConfig(fusion=ours, epochs=1, learning_rate=1e-30, seed=seed, **CLEAN)
 
 
 def vote_metrics(lab: Lab, seed: int, name: str) -> dict[str, float]:
-    """Neighbour vote or logit blend, tuned on the training concepts as the mean is."""
-    pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
-    concepts = tasks.field(pairs, "concept")
-    names, rows = np.unique(concepts, return_index=True)
-    names, rows = names[:768], rows[:768]
-    train = vote_scores(
-        lab,
-        lab.without_unseen(),
-        pairs.images[rows],
-        pairs.texts[rows],
-        names.tolist(),
-        [[pairs.keys[i]] for i in rows],
-    )
-    grid = [(s, w) for s in (0.0, 10.0, 30.0, 100.0) for w in ((1.0,) if name == "vote" else (0.1, 0.25, 0.5, 0.75))]
-    best = max(grid, key=lambda g: float((train(*g).argmax(1) == np.arange(len(rows))).mean()))
+    """Neighbour vote or logit blend, chosen as ours is, by the queries of fusion concepts; k, sharpness and weight."""
     q = lab.queries
     classes = reco.average_prompts(q.prompts, len(tasks.TEMPLATES))
-    entities = tasks.field(q.pairs, "concept").tolist()
-    right = vote_scores(lab, lab.full(), q.pairs.images, classes, entities, None)(*best).argmax(1) == np.arange(
-        len(entities)
-    )
+    entities = tasks.field(q.pairs, "concept")
+    clip = reco.Fusion.create(reco.FusionConfig(method="mean", dim=lab.clip.dim, layers=0))
+
+    def hits(memory: reco.Memory, chosen: npt.NDArray[Any], votes: reco.Votes) -> npt.NDArray[Any]:
+        model = reco.Model(lab.clip, memory, clip)
+        scores = votes.scores(model, q.pairs.images[chosen], classes[chosen], entities[chosen].tolist())
+        found: npt.NDArray[Any] = scores.argmax(1) == np.arange(len(scores))
+        return found
+
+    weights = (1.0,) if name == "vote" else (0.1, 0.25, 0.5, 0.75)
+    grid = product((5, 10, 20, 30), (0.0, 10.0, 20.0, 30.0, 50.0, 100.0), weights)
+    tried = [reco.Votes("concept", *given) for given in grid]
+    best = max(tried, key=lambda votes: hits(lab.without_unseen(), q.roles == "fusion", votes).mean())
+    right = hits(lab.full(), np.ones(len(entities), bool), best)
     unseen, known = (100 * float(right[q.roles == role].mean()) for role in ("unseen", "known"))
     return {"unseen": unseen, "known": known, "harmonic": reco.harmonic_mean(unseen, known)}
 
@@ -133,7 +123,9 @@ def short(shape: reco.FusionConfig, seed: int, **options: Any) -> reco.TrainingC
 
 # --- 3: k, layers, loss terms, memory size ---------------------------------------------------------------------------
 def neighbors(lab: Lab, store: Store, seed: int) -> None:
-    """How many are looked up."""
+    """How many are looked up; none is CLIP."""
+    if seed == 0:
+        store.add("k", "clip", 0, lambda: summary(System("clip", same, same), lab.queries), 0)
     for k, name in product((1, 2, 5, 10, 20, 30, 50), ("mean", "reco")):
         store.add("k", name, seed, on(lab, name, seed, lab.full, k), k)
 
@@ -144,46 +136,38 @@ def size(lab: Lab, store: Store, seed: int) -> None:
     for share, name in product((0.01, 0.03, 0.1, 0.3, 1.0), ("mean", "reco")):
         rows = np.sort(order[: int(share * len(order))])
         store.add("size", name, seed, on(lab, name, seed, partial(lab.rows, f"share-{share}-{seed}", rows)), share)
-    few = np.isin(np.arange(len(order)), order[: len(order) // 10])
-    measured = partial(after_a_tenth, lab, seed, few)
-    store.add("size", "reco, trained with a tenth", seed, measured, 1.0)
+    for share, title in ((0.1, "a tenth"), (0.01, "a hundredth")):
+        few = np.isin(np.arange(len(order)), order[: int(share * len(order))])
+        store.add("size", f"reco, trained with {title}", seed, partial(after_share, lab, seed, few, title), 1.0)
 
 
-def after_a_tenth(lab: Lab, seed: int, few: npt.NDArray[Any]) -> dict[str, float]:
-    """Ours on the whole memory."""
-    return lab.measure(tenth(lab, seed, few), lab.full(), K)
+def after_share(lab: Lab, seed: int, few: npt.NDArray[Any], title: str) -> dict[str, float]:
+    """Ours, trained on all pairs with a share of the memory to look up, on the whole memory."""
+    pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
+    store = lab.memory(f"{title.replace(' ', '-')}-{seed}", lab.pairs.select(lab.seen & few))
+    return lab.measure(lab.train_on(f"few-{seed}", pairs, store, configs(lab.clip, seed)["reco"]), lab.full(), K)
 
 
-def ablations(lab: Lab, store: Store, seed: int) -> None:
+def ablation(lab: Lab, store: Store, seed: int) -> None:
     """One thing of ours changed at a time."""
-    measure_variants(lab, store, seed, variants(lab))
+    measure_variants("ablation", lab, store, seed, variants(lab))
 
 
 def layers(lab: Lab, store: Store, seed: int) -> None:
     """Encoder layers, and what the paper leaves open of its own."""
-    measure_variants(lab, store, seed, layer_variants(lab))
+    measure_variants("layers", lab, store, seed, layer_variants(lab))
 
 
 def measure_variants(
-    lab: Lab, store: Store, seed: int, changes: Iterator[tuple[str, dict[str, Any], dict[str, Any]]]
+    experiment: str, lab: Lab, store: Store, seed: int, changes: Iterator[tuple[str, dict[str, Any], dict[str, Any]]]
 ) -> None:
     """Ours with half its epochs and k = 10, but for what is changed."""
     for variant, shape, options in changes:
         config = short(
             reco.FusionConfig(**({"dim": lab.clip.dim, "layers": 0, "k": 10, "metric": True} | shape)), seed, **options
         )
-        name = "ablation-" + variant.replace(" ", "-").replace(",", "")
-        store.add("ablation", variant, seed, after(lab, name, seed, config))
-
-
-def tenth(lab: Lab, seed: int, part: npt.NDArray[Any]) -> reco.Fusion:
-    """Ours, on all training pairs, with a tenth of the memory to look up."""
-    path = lab.work / "fusions" / f"tenth-{seed}.safetensors"
-    if not path.exists():
-        pairs = training_pairs(lab.pairs, KNOWN_SHARE, seed)
-        store = lab.memory(f"tenth-{seed}", lab.pairs.select(lab.seen & part))
-        lab.train_on(path, pairs, store, configs(lab.clip, seed)["reco"])
-    return reco.Fusion.load(path)
+        name = f"{experiment}-" + variant.replace(" ", "-").replace(",", "")
+        store.add(experiment, variant, seed, after(lab, name, seed, config))
 
 
 def variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -202,7 +186,7 @@ def variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 def layer_variants(lab: Lab) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """As variants()."""
-    for count in (1, 2, 4):
+    for count in (0, 1, 2, 3, 4):
         yield f"layers {count}", {"layers": count}, {}
     paper = {"method": "transformer", "layers": 1, "metric": False}
     steps = {"loss": (1, 1, 1), "logit_scale": lab.clip.logit_scale, "batch_size": 1024, "epochs": 24} | CLEAN
@@ -227,11 +211,7 @@ def amount(lab: Lab, store: Store, seed: int) -> None:
 
 def after_few(lab: Lab, name: str, few: Embeddings, config: reco.TrainingConfig) -> dict[str, float]:
     """A fusion trained on these pairs, with all that training may look up, on the whole memory."""
-    path = lab.work / "fusions" / f"{name}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lab.train_on(path, few, lab.without_unseen(), config)
-    fusion = reco.Fusion.load(path)
+    fusion = lab.train_on(name, few, lab.without_unseen(), config)
     return lab.measure(fusion, lab.full(), K if fusion.config.method == "gated" else None)
 
 
@@ -249,14 +229,20 @@ def capacity(lab: Lab, store: Store, seed: int) -> None:
 
 
 # --- 5: noise --------------------------------------------------------------------------------------------------------
-def noise(lab: Lab, store: Store, seed: int) -> None:
-    """Wrong captions, and relevant pairs that are missing."""
+def wrong(lab: Lab, store: Store, seed: int) -> None:
+    """Wrong captions."""
+    if seed == 0:
+        store.add("wrong", "clip", 0, lambda: summary(System("clip", same, same), lab.queries), 0.0)
     for share, name in product((0.0, 0.1, 0.3, 0.5, 0.7, 1.0), TRAINED):
         store.add("wrong", name, seed, on(lab, name, seed, partial(lab.wrong, share, seed)), share)
+
+
+def missing(lab: Lab, store: Store, seed: int) -> None:
+    """Relevant pairs that are missing."""
     concepts, keys = tasks.field(lab.pairs, "concept"), np.array(lab.pairs.keys)
     entities = tasks.field(lab.queries.pairs, "concept")
     draws = np.random.default_rng(seed).random(len(keys))
-    for share in (0.3, 0.6, 1.0):
+    for share in (0.0, 0.3, 0.6, 1.0):
         gone = [keys[(concepts == entity) & (draws < share)].tolist() for entity in entities]
         for name in TRAINED:
             store.add("missing", name, seed, on(lab, name, seed, lab.full, exclude=gone.__getitem__), share)
@@ -266,15 +252,26 @@ def noise(lab: Lab, store: Store, seed: int) -> None:
 def swap(lab: Lab, store: Store, seed: int) -> None:
     """Icon sets that training never saw, and a memory of photographs."""
     others = ~np.isin(tasks.field(lab.pairs, "set"), LEFT_OUT)
+    theirs = partial(lab.rows, "left-out-alone", np.flatnonzero(~others))
     for name, config in configs(lab.clip, seed).items():
         title = f"{name}, trained without {len(LEFT_OUT)} icon sets"
-        store.add("swap", title, seed, after(lab, f"left-out-{name}", seed, config, neighbors_of(name), others))
+        trained = partial(lab.train, f"left-out-{name}", seed, config, others)
+        k = neighbors_of(name)
+        store.add("swap", title, seed, partial(measured_on, lab, trained, lab.full, k))
+        store.add("swap", f"{title}, memory of these alone", seed, partial(measured_on, lab, trained, theirs, k))
     found = cached_photographs(lab)
     if found is None:
         return
     for name in TRAINED:
         memory = partial(lab.memory, "photographs", found)
         store.add("swap", f"{name}, memory of photographs", seed, on(lab, name, seed, memory))
+
+
+def measured_on(
+    lab: Lab, trained: Callable[[], reco.Fusion], memory: Callable[[], reco.Memory], k: int | None
+) -> dict[str, float]:
+    """A fusion that is trained for it, on another memory."""
+    return lab.measure(trained(), memory(), k)
 
 
 def cached_photographs(lab: Lab) -> Embeddings | None:
@@ -384,7 +381,8 @@ def calibrated(lab: Lab, seed: int) -> dict[str, Any]:
 
 EXPERIMENTS: dict[str, Callable[[Lab, Store, int], None]] = {
     "main": main_table,
-    "noise": noise,
+    "wrong": wrong,
+    "missing": missing,
     "calibration": calibration,
     "k": neighbors,
     "cost": cost,
@@ -394,7 +392,7 @@ EXPERIMENTS: dict[str, Callable[[Lab, Store, int], None]] = {
     "storage": storage,
     "modes": modes,
     "swap": swap,
-    "ablations": ablations,
+    "ablation": ablation,
     "layers": layers,
 }
 
@@ -406,10 +404,13 @@ EXPERIMENTS: dict[str, Callable[[Lab, Store, int], None]] = {
 @click.option("--only", multiple=True, type=click.Choice(list(EXPERIMENTS)), help="These experiments alone.")
 @click.option("--model", type=click.Path(path_type=Path), default=CLIP, help="CLIP folder.")
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Folder of the shards.")
-def main(out: Path, work: Path, seeds: int, only: Sequence[str], model: Path, data: Path) -> None:
+@click.option("--again", is_flag=True, help="Measure anew what is there already.")
+def main(out: Path, work: Path, seeds: int, only: Sequence[str], model: Path, data: Path, again: bool) -> None:
     """Run what is not in OUT/results.json yet, then write tables and figures."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / "results.json")
+    if again:
+        store.rows = [row for row in store.rows if row.experiment not in (only or EXPERIMENTS)]
     lab = Lab.load(work, reco.Clip.load(model), data)
     for name, seed in product(only or EXPERIMENTS, range(seeds)):
         EXPERIMENTS[name](lab, store, seed)

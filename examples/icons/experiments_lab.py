@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import time
@@ -100,7 +101,11 @@ class Lab:
 
     @classmethod
     def load(cls, work: Path, clip: reco.Clip, data: Path) -> Lab:
-        """Embed the shards, or read what an earlier run embedded."""
+        """Embed the shards, or read what an earlier run embedded; each model and folder of shards has its own place."""
+        files = [(file.name, file.stat().st_size) for file in sorted(data.glob("*.tar*"))]
+        work = (
+            work / hashlib.sha256(json.dumps([clip.fingerprint, str(data.resolve()), files]).encode()).hexdigest()[:8]
+        )
         cache = work / "embeddings"
         sets = {name: cached(cache / name, partial(load, clip, name, data)) for name in ("memory", "fusion")}
         queries = Queries.load(clip, cached(cache / "queries", partial(load, clip, "queries", data)))
@@ -144,21 +149,35 @@ class Lab:
         return self.memory(f"wrong-{share}-{seed}", self.pairs, moved_captions(len(self.pairs), share, seed))
 
     def train(
-        self, name: str, seed: int, config: reco.TrainingConfig, keep: npt.NDArray[Any] | None = None
+        self,
+        name: str,
+        seed: int,
+        config: reco.TrainingConfig,
+        keep: npt.NDArray[Any] | None = None,
+        held_out: bool | None = None,
     ) -> reco.Fusion:
         """A fusion trained once: on pairs and a memory without unseen concepts, and of `keep` alone if given."""
-        path = self.work / "fusions" / f"{name}-{seed}.safetensors"
-        if path.exists():
-            return reco.Fusion.load(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         chosen = self.seen if keep is None else self.seen & keep
         store = self.memory("train" if keep is None else f"train-{name}-{seed}", self.pairs.select(chosen))
         pairs = training_pairs(self.pairs if keep is None else self.pairs.select(keep), KNOWN_SHARE, seed)
-        return self.train_on(path, pairs, store, config)
+        return self.train_on(f"{name}-{seed}", pairs, store, config, held_out)
 
-    def train_on(self, path: Path, pairs: Embeddings, memory: reco.Memory, config: reco.TrainingConfig) -> reco.Fusion:
-        """A fusion trained on these pairs and chosen by the queries of fusion concepts, kept in a file."""
-        fusion = train_fusion(pairs, self.queries, memory, config, progress=False)
+    def train_on(
+        self,
+        name: str,
+        pairs: Embeddings,
+        memory: reco.Memory,
+        config: reco.TrainingConfig,
+        held_out: bool | None = None,
+    ) -> reco.Fusion:
+        """A fusion trained on these pairs, kept in a file of these, the memory, the config and the commit."""
+        facts = [commit(), repr(config), held_out, len(memory), pairs.keys, digest(pairs), digest(self.queries.pairs)]
+        short = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        path = self.work / "fusions" / f"{name}-{short}.safetensors"
+        if path.exists():
+            return reco.Fusion.load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fusion = train_fusion(pairs, self.queries, memory, config, progress=False, held_out=held_out)
         fusion.save(path)
         return fusion
 
@@ -184,6 +203,11 @@ class Lab:
 
         row = System("", refine(model.refine_images, 1), refine(model.refine_texts, len(tasks.TEMPLATES)))
         return summary(row, self.queries)
+
+
+def digest(pairs: Embeddings) -> str:
+    """Of the embeddings, which another encoder or other drawings would change."""
+    return hashlib.sha256(pairs.images.tobytes() + pairs.texts.tobytes()).hexdigest()
 
 
 def cached(folder: Path, make: Callable[[], Embeddings]) -> Embeddings:

@@ -146,13 +146,16 @@ def train_fusion(
     memory: reco.MemoryBase,
     config: reco.TrainingConfig,
     progress: bool = True,
+    held_out: bool | None = None,
 ) -> reco.Fusion:
-    """Train on pairs. What learns is chosen by the query drawings of fusion concepts, the mean by the pairs themselves.
+    """Train on pairs. What is chosen is chosen by the query drawings of fusion concepts (held_out), or by the pairs.
 
-    Those drawings are by hands that the memory does not hold, as all queries are. The mean does worse when chosen so.
+    Those drawings are by hands that the memory does not hold, as all queries are. By default what learns is chosen by
+    them, the mean by the pairs: it does worse when chosen as the others are (experiments.py has both).
     """
     chosen = queries.pairs.select(queries.roles == "fusion")
-    both = pairs if config.fusion.method == "mean" else concatenate([pairs, chosen])
+    by_queries = config.fusion.method != "mean" if held_out is None else held_out
+    both = concatenate([pairs, chosen]) if by_queries else pairs
     numbers = np.unique(field(both, "concept"), return_inverse=True)[1].tolist()
     return train_on(both, memory, config, concepts=numbers, held_out=range(len(pairs), len(both)), progress=progress)
 

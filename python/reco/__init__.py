@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         train,
         vote,
     )
-    from reco.evaluation.zero_shot import evaluate, zero_shot
+    from reco.evaluation.zero_shot import Votes, evaluate, zero_shot
     from reco.explanation import Explanation
     from reco.milvus import MilvusMemory as MilvusMemory
     from reco.model import Model
@@ -70,6 +70,7 @@ __all__ = [
     "Preprocess",
     "Tokenizer",
     "TrainingConfig",
+    "Votes",
     "average_prompts",
     "blend",
     "bootstrap",
@@ -94,6 +95,7 @@ _PYTHON = {
     "Explanation": "explanation",
     "MilvusMemory": "milvus",
     "Model": "model",
+    "Votes": "evaluation",
     "evaluate": "evaluation",
     "zero_shot": "evaluation",
 }

@@ -49,6 +49,30 @@ def memory(tmp_path: Path, clip: reco.Clip, pairs: Embeddings) -> reco.Memory:
     return memory
 
 
+@pytest.mark.parametrize("field", ["concept", None])
+def test_votes_of_neighbours_join_in(
+    clip: reco.Clip, memory: reco.Memory, pairs: Embeddings, samples: list[Sample], field: str | None
+) -> None:
+    names = list(dict.fromkeys(pairs.captions if field is None else (m[field] for m in pairs.metadata)))[:8]
+    model = reco.Model(clip, memory, reco.Fusion.mean(clip.dim))
+    images = [sample.image for sample in samples[:12]]
+    found = memory.search(pairs.images[:12], k=5)
+    said = found.captions if field is None else [[(m or {})[field] for m in row] for row in found.metadata]
+    odds = np.exp(7 * found.scores)
+    odds /= odds.sum(1, keepdims=True)
+    shares = np.stack([(odds * (np.array(said) == name)).sum(1) for name in names], 1)
+    plain = reco.zero_shot(model, names, ["{}", "an icon of {}"])
+    logits = np.exp(clip.logit_scale * plain.scores(images))
+    logits /= logits.sum(1, keepdims=True)
+    for weight in (0.0, 0.3, 1.0):
+        votes = reco.Votes(field, k=5, sharpness=7, weight=weight)
+        voted = reco.zero_shot(model, names, ["{}", "an icon of {}"], votes)
+        np.testing.assert_allclose(voted.scores(images), (1 - weight) * logits + weight * shares, atol=1e-4)
+        assert voted.predict(images)[0] in names
+    with pytest.raises(reco.Error, match="votes need a Model"):
+        reco.zero_shot(clip, names, votes=votes)
+
+
 def test_model_is_search_and_fusion(clip: reco.Clip, memory: reco.Memory, pairs: Embeddings) -> None:
     fusion = reco.Fusion.create(reco.FusionConfig(method="transformer", dim=clip.dim, k=4), seed=2)
     model = reco.Model(clip, memory, fusion, k=4)

@@ -24,7 +24,16 @@ from reco.evaluation.results import (
     write_results,
 )
 from reco.evaluation.texts import Texts, choose_classnames, choose_templates
-from reco.evaluation.zero_shot import Encoder, Record, ZeroShot, encode_classes, evaluate, write_report, zero_shot
+from reco.evaluation.zero_shot import (
+    Encoder,
+    Record,
+    Votes,
+    ZeroShot,
+    encode_classes,
+    evaluate,
+    write_report,
+    zero_shot,
+)
 
 __all__ = [
     "Case",
@@ -37,6 +46,7 @@ __all__ = [
     "Record",
     "Scores",
     "Texts",
+    "Votes",
     "ZeroShot",
     "average_prompts",
     "bootstrap",

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reco._core import average_prompts, classify, prompts
+from reco._core import Error, average_prompts, blend, classify, prompts, vote
+from reco.model import Model
 
 Floats = npt.NDArray[np.float32]
 
@@ -90,7 +91,55 @@ def encode_classes(encoder: Encoder, classnames: Sequence[str], templates: Seque
     return average_prompts(embeddings, len(templates))
 
 
-def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",)) -> ZeroShot:
+@dataclass(frozen=True)
+class Votes:
+    """Training-free, for memories whose pairs are labelled: an image's neighbours vote for their classes.
+
+    Needs no file; see vote() and blend() for what is computed (Khandelwal et al., arXiv 1911.00172).
+
+    Attributes
+    ----------
+    field : str, optional
+        Of a pair's metadata, holding its class's name; by default its caption is the name.
+    k : int
+        Neighbours an image.
+    sharpness : float
+        Inverse temperature of the softmax over their similarities.
+    weight : float
+        Of the votes against the probabilities that the encoder's cosines give: 1 for a plain vote, 0 for none.
+    """
+
+    field: str | None = None
+    k: int = 10
+    sharpness: float = 10.0
+    weight: float = 0.5
+
+    def scores(self, model: Model, images: Floats, classes: Floats, classnames: Sequence[str]) -> Floats:
+        """Probability of each class: float32 [n, classes].
+
+        Parameters
+        ----------
+        model : Model
+            Whose memory is asked; its fusion refines the images.
+        images : float32 array [n, dim]
+            As CLIP embeds them, unit rows.
+        classes : float32 array [classes, dim]
+            Unit rows.
+        classnames : list of str
+        """
+        found = model.memory.search(images, self.k, partners=False)
+        told: Any = found.captions
+        if self.field is not None:
+            told = [[(metadata or {}).get(self.field) for metadata in row] for row in found.metadata]
+        place = {name: i for i, name in enumerate(classnames)}
+        labels = np.array([[place.get(name, -1) for name in row] for row in told]).reshape(found.scores.shape)
+        votes = vote(found.scores, labels, len(classnames), self.sharpness)
+        return blend(model.refine_images(images) @ classes.T, votes, model.clip.logit_scale, self.weight)
+
+
+def zero_shot(
+    encoder: Encoder, classnames: Sequence[str], templates: Sequence[str] = ("{}",), votes: Votes | None = None
+) -> ZeroShot:
     """Make a classifier of images into named classes.
 
     Parameters
@@ -100,6 +149,13 @@ def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[s
     classnames : list of str
     templates : list of str
         Prompts of a class, with {} where its name goes; they are averaged after refinement.
+    votes : Votes, optional
+        The memory's pairs vote, too; needs a Model.
+
+    Raises
+    ------
+    Error
+        When votes are asked for, and there is no memory to give them.
 
     Examples
     --------
@@ -107,7 +163,9 @@ def zero_shot(encoder: Encoder, classnames: Sequence[str], templates: Sequence[s
     >>> classifier.predict(["rex.jpg"])  # doctest: +SKIP
     ['dog']
     """
-    return ZeroShot(encoder, list(classnames), encode_classes(encoder, classnames, templates))
+    if votes is not None and not isinstance(encoder, Model):
+        raise Error(f"[evaluation.zero_shot] votes need a Model, which has a memory, got {encoder!r}")
+    return ZeroShot(encoder, list(classnames), encode_classes(encoder, classnames, templates), votes)
 
 
 @dataclass(frozen=True)
@@ -120,20 +178,25 @@ class ZeroShot:
     classnames : list of str
     embeddings : float32 array [classes, dim]
         Unit rows.
+    votes : Votes, optional
     """
 
     encoder: Encoder
     classnames: list[str]
     embeddings: Floats
+    votes: Votes | None = None
 
     def scores(self, images: Any) -> Floats:
-        """Cosine of each image (whatever the encoder takes) with each class: float32 [n, classes].
+        """Cosine of each image with each class, or with votes its probability: float32 [n, classes].
 
         Parameters
         ----------
         images : list
             As the encoder takes them.
         """
+        if self.votes is not None and isinstance(self.encoder, Model):
+            plain = self.encoder.clip.encode_images(images)
+            return self.votes.scores(self.encoder, plain, self.embeddings, self.classnames)
         scores: Floats = self.encoder.encode_images(images) @ self.embeddings.T
         return scores
 
