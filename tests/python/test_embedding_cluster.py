@@ -20,7 +20,8 @@ import reco
 from reco.cli import main
 from reco.datasets import read_samples
 from reco.embedding_cluster import embed_on_dask, worker_threads
-from reco.embedding_folder import Summary, embed_to_folder, read_folder
+from reco.embedding_folder import Summary, embed_to_folder
+from reco.embedding_source import read_folder
 
 distributed = pytest.importorskip("distributed")
 

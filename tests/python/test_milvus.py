@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a Milvus collection has: imports, a server that fails, filters. The rest is in test_memory_base."""
+"""What only a Milvus collection has: a server that fails, filters, facts. The rest is in test_memory_base."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from reco.embedding import Embeddings
 from reco.embedding_folder import write_shard
 from reco.exchange import import_embeddings
 from reco.milvus import MilvusMemory
+from reco.milvus_import import Import
 
 pytest.importorskip("milvus_lite")
 
@@ -67,7 +68,7 @@ def test_equals_a_folder_after_an_import(uri: str, folder: Path, tmp_path: Path)
     import_embeddings(local, folder, progress=False)
     remote = MilvusMemory.create(uri, "icons", DIM, "e")
     assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
-    assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
+    assert remote.import_embeddings(folder, progress=False) == 0 and len(remote) == 120
     queries = pairs(30, 9).images.astype(np.float32)
     for side in ("image", "text"):
         for options in ({}, {"max_similarity": 0.4}, {"exclude_keys": [["0-1", "2-3"]] * 30}):
@@ -96,49 +97,6 @@ def test_filters_are_milvus_own(uri: str, folder: Path) -> None:
     assert memory.search(queries, 2, only_keys=["0-5", "missing"]).keys == [["0-5", ""]] * 5
     with pytest.raises(reco.Error, match="search at"):
         memory.search(queries, 2, where="this is no expression")
-
-
-def test_an_interrupted_import_never_looks_whole(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MilvusMemory.create(uri, "icons", DIM)
-    write = MilvusMemory.upsert
-    written: list[Any] = []
-
-    def stop_in_the_second_shard(self: MilvusMemory, *arguments: Any) -> None:
-        if len(written) == 1:
-            write(self, *(rows[:5] for rows in arguments))
-            raise KeyboardInterrupt
-        written.append(arguments[2])
-        write(self, *arguments)
-
-    monkeypatch.setattr(MilvusMemory, "upsert", stop_in_the_second_shard)
-    with pytest.raises(KeyboardInterrupt):
-        memory.import_embeddings(folder, progress=False)
-    monkeypatch.undo()
-    for half in (memory, MilvusMemory(uri, "icons")):
-        with pytest.raises(reco.Error, match="has not ended"):
-            half.search(pairs(1).images, 1)
-    sizes: list[int] = []
-
-    def count(self: MilvusMemory, *arguments: Any) -> None:
-        sizes.append(len(arguments[2]))
-        write(self, *arguments)
-
-    monkeypatch.setattr(MilvusMemory, "upsert", count)
-    assert half.import_embeddings(folder, progress=False) == 120 == len(half)
-    assert sizes == [40, 40]  # the first shard was whole
-    assert half.search(pairs(1).images, 1).keys == [["0-0"]]
-
-
-def test_an_import_is_read_back(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MilvusMemory.create(uri, "icons", DIM)
-    write = MilvusMemory.upsert
-    monkeypatch.setattr(MilvusMemory, "upsert", lambda self, images, *more: write(self, -images, *more))
-    with pytest.raises(reco.Error, match="does not give back"):
-        memory.import_embeddings(folder, progress=False)
-    monkeypatch.undo()
-    write_shard(folder, 3, pairs(40, 0))  # keys that are there
-    with pytest.raises(reco.Error, match="twice"):
-        memory.import_embeddings(folder, progress=False)
 
 
 def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
@@ -175,8 +133,9 @@ def test_others_change_the_collection(uri: str, folder: Path, monkeypatch: pytes
     other = MilvusMemory(uri, "icons")
     query = pairs(1).images
     assert other.search(query, 1).keys == [["0-0"]]
+    write_shard(folder, 3, pairs(40, 3))
     with monkeypatch.context() as broken:
-        broken.setattr(MilvusMemory, "_verify", lambda *arguments: 1 / 0)
+        broken.setattr(Import, "_verify", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             memory.import_embeddings(folder, progress=False)
     with pytest.raises(reco.Error, match="has not ended"):
