@@ -37,13 +37,17 @@ from reco.progress import Reporter
 if TYPE_CHECKING:
     from reco.types import Progress
 
-__all__ = ["Summary", "begun_parts", "begun_states", "embed_to_folder", "write_shard"]
+__all__ = ["PartInUseError", "Summary", "begun_parts", "begun_states", "embed_to_folder", "write_shard"]
 
 _log = logging.getLogger("reco")
 
 _TAG = "[embedding_folder.embed_to_folder]"
 _BATCH = 1024  # samples
 _BATCH_BYTES = 1 << 26  # of encoded images: what memory holds is twice this
+
+
+class PartInUseError(Error):
+    """Another process does the same part at this moment."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ class _Job:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise Error(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
+            raise PartInUseError(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
         if self.file.is_file():
             self.state = _load(self.file)
             _log.info("going on in %s behind %d samples", folder, self.state.summary.samples)
