@@ -302,7 +302,7 @@ class MilvusMemory(MemoryBase):
         exact : bool
             Raises Error unless the index is FLAT.
         effort : int
-            HNSW's ef or IVF's nprobe; 0: the index's own.
+            HNSW's ef or DISKANN's search_list, raised to what a request asks for, or IVF's nprobe; 0: the index's own.
 
         Returns
         -------
@@ -319,11 +319,8 @@ class MilvusMemory(MemoryBase):
             self._store,
             Ranking(k, rounding(self.dim, self._store.facts["dtype"]), most),
             (modality, partner) if partners else (modality,),
-            {
-                "anns_field": modality,
-                "filter": self._filter(where, only_keys),
-                "search_params": {"metric_type": "IP", "params": self._effort(effort)},
-            },
+            {"anns_field": modality, "filter": self._filter(where, only_keys)},
+            effort,
         )
         for i, found in search.run(rows, excluded):
             n = len(found.pairs)
@@ -349,11 +346,6 @@ class MilvusMemory(MemoryBase):
         if only_keys is not None:
             parts.append(f"id in {[row_of(key) for key in only_keys]}")
         return " and ".join(parts)
-
-    def _effort(self, effort: int) -> dict[str, int]:
-        if not effort:
-            return {}
-        return {"nprobe" if self._store.facts["index"].startswith("IVF") else "ef": effort}
 
     # --- rows --------------------------------------------------------------------------------------------------------
     def embeddings(self, modality: Side, rows: Any) -> Floats:

@@ -64,12 +64,16 @@ class MilvusCollection:
         """Make it; the facts last, so that a collection whose making was interrupted is not taken for one."""
         from pymilvus import DataType
 
+        kinds = {"float32": DataType.FLOAT_VECTOR, "float16": DataType.FLOAT16_VECTOR}
+        if dtype not in kinds:
+            raise Error(f"[memory.create] expected dtype 'float32' or 'float16', got '{dtype}'")
+        if dim < 1:
+            raise Error(f"[memory.create] expected a dim of at least 1, got {dim}")
         if any(self.call("has_collection", name=name) for name in (self.name, self._facts_name)):
             raise Error(f"[{_TAG}] {self} is there already")
-        kind = DataType.FLOAT_VECTOR if dtype == "float32" else DataType.FLOAT16_VECTOR
         fields = [
-            {"field_name": "image", "datatype": kind, "dim": dim},
-            {"field_name": "text", "datatype": kind, "dim": dim},
+            {"field_name": "image", "datatype": kinds[dtype], "dim": dim},
+            {"field_name": "text", "datatype": kinds[dtype], "dim": dim},
             {"field_name": "key", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
             {"field_name": "caption", "datatype": DataType.VARCHAR, "max_length": LONGEST_TEXT},
             {"field_name": "metadata", "datatype": DataType.JSON},
@@ -216,7 +220,12 @@ def _left(end: float) -> float:
 
 
 def _is_final(error: Any) -> bool:
-    """Whether the server understood and refused: asking again changes nothing (Milvus's codes for bad requests)."""
+    """Whether the server understood and refused: asking again changes nothing (Milvus's codes for bad requests).
+
+    Code 1 is that of a server which is not ready yet, and what pymilvus gives to mistakes that it finds itself.
+    """
+    if getattr(error, "retriable", False) or "not ready" in _text(error):
+        return False
     code = error.code() if callable(getattr(error, "code", None)) else getattr(error, "code", None)
     if isinstance(code, int):
         return code in (1, 6) or 1100 <= code < 1200 or 1400 <= code < 1500

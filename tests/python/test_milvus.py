@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import time
 from pathlib import Path
@@ -99,9 +100,11 @@ def test_filters_are_milvus_own(uri: str, folder: Path) -> None:
         memory.search(queries, 2, where="this is no expression")
 
 
-def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
+def test_a_server_that_stumbles_is_asked_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymilvus.exceptions import MilvusException
 
+    # No second has gone by since the facts were read, however slow the machine: a search is one request.
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 600.0)
     some = pairs(20)
     memory = MilvusMemory.create(uri, "icons", DIM)
     down = MilvusException(code=2, message="server unavailable")
@@ -121,6 +124,17 @@ def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
     with pytest.raises(reco.Error, match="wrong"):
         memory.search(some.images, 1)
     assert flaky.calls == 1  # the server said no: it is not asked again
+    memory._store.timeout = 60.0
+    starting = MilvusException(code=1, message="service not ready[proxy=1]: Initializing")
+    flagged = MilvusException(code=1, message="wait")
+    flagged._retriable = True  # as newer ones are that come from such a server
+    for error in (starting, flagged):
+        memory._store.client = flaky = Flaky(client, [error, error])
+        assert memory.search(some.images[:1], 1).keys == [["0-0"]] and flaky.calls > 3
+    memory._store.client = flaky = Flaky(client, [MilvusException(code=1, message="no such field")] * 3)
+    with pytest.raises(reco.Error, match="no such field"):
+        memory.search(some.images, 1)
+    assert flaky.calls == 1
     memory._store.client = client
     assert memory.search(some.images[:1], 1).keys == [["0-0"]]
 
@@ -147,6 +161,34 @@ def test_others_change_the_collection(uri: str, folder: Path, monkeypatch: pytes
     MilvusMemory.create(uri, "icons", DIM, "two")
     with pytest.raises(reco.Error, match="another collection by now: expected encoder one, found two"):
         other.search(query, 1)
+
+
+def test_one_that_was_made_anew(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, encoder, width, type and index it is the same."""
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 0.0)
+    memory, query = MilvusMemory.create(uri, "icons", DIM, "one"), pairs(1).images
+    packed = pickle.dumps(memory)
+    assert pickle.loads(packed).search(query, 1).keys == [[""]]
+    for name in ("icons", "icons_reco"):
+        memory._store.client.drop_collection(name)
+    MilvusMemory.create(uri, "icons", DIM, "one")
+    with pytest.raises(reco.Error, match="another collection by now: expected id .*, found .*"):
+        memory.search(query, 1)
+    with pytest.raises(reco.Error, match="another collection by now: expected id"):
+        pickle.loads(packed)
+
+
+def test_one_that_has_no_id(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were made before."""
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 0.0)
+    made = MilvusMemory.create(uri, "icons", DIM, "one")
+    facts = {name: value for name, value in made._store.facts.items() if name != "id"}
+    made._store.write_note(0, facts)
+    some, memory = pairs(3), MilvusMemory(uri, "icons")
+    memory.add(some.images, some.texts, some.keys)
+    assert pickle.loads(pickle.dumps(memory)).search(some.images, 1).keys == [["0-0"], ["0-1"], ["0-2"]]
+    with pytest.raises(reco.Error, match="another collection by now: expected id"):
+        made.search(some.images, 1)
 
 
 @pytest.mark.parametrize("copies", [7, 40])
@@ -191,6 +233,13 @@ def test_what_does_not_fit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MilvusMemory.create(uri, "icons", DIM, "encoder one")
     with pytest.raises(reco.Error, match="there already"):
         MilvusMemory.create(uri, "icons", DIM)
+    for options, message in (
+        ({"dtype": "half"}, "expected dtype 'float32' or 'float16', got 'half'"),
+        ({"dim": 0}, "got 0"),
+    ):
+        with pytest.raises(reco.Error, match=message):
+            MilvusMemory.create(uri, "other", **{"dim": DIM} | options)
+    assert not memory._store.client.has_collection("other")
     with pytest.raises(reco.Error, match="made with encoder encoder one, expected two"):
         MilvusMemory(uri, "icons", encoder="two")
     with pytest.raises(reco.Error, match="lacks facts"):
