@@ -93,6 +93,14 @@ def test_the_image_has_what_the_build_needs() -> None:
     assert len(libraries) > 5 and libraries <= set((HERE / "worker.Dockerfile").read_text().split())
 
 
+def test_the_image_is_not_sent_what_git_ignores() -> None:
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
+    left_out = (HERE / "worker.Dockerfile.dockerignore").read_text().splitlines()[1:]
+    assert {".git", *ignored} <= {line.removeprefix("**/") for line in left_out} and len(ignored) > 5
+    for needed in ("CMakeLists.txt", "cmake", "include", "src", "python", "pyproject.toml", "README.md", "LICENSE"):
+        assert (ROOT / needed).exists() and needed not in left_out
+
+
 def test_compose_commands_fit_the_files() -> None:
     commands = [shlex.split(line) for line in lines() if "docker compose" in line]
     assert len(commands) == 6
