@@ -265,6 +265,8 @@ class MilvusMemory(MemoryBase):
     def drop_import(self) -> int:
         """Take back what an import wrote that has not ended, so that the memory is as before it.
 
+        A call that is still at it, here or elsewhere, ends with an Error.
+
         Returns
         -------
         int

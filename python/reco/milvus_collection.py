@@ -224,12 +224,17 @@ def _is_final(error: Any) -> bool:
 
     Code 1 is that of a server which is not ready yet, and what pymilvus gives to mistakes that it finds itself.
     """
-    if getattr(error, "retriable", False) or "not ready" in _text(error):
+    if _is_starting(error):
         return False
     code = error.code() if callable(getattr(error, "code", None)) else getattr(error, "code", None)
     if isinstance(code, int):
         return code in (1, 6) or 1100 <= code < 1200 or 1400 <= code < 1500
     return getattr(code, "name", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+
+def _is_starting(error: Any) -> bool:
+    """Whether the server says that asking again may help: as one does that was started a moment ago."""
+    return bool(getattr(error, "retriable", False)) or "not ready" in _text(error)
 
 
 def _text(error: Any) -> str:
@@ -248,7 +253,11 @@ def _connect(uri: str, token: str, timeout: float) -> Any:
         raise Error(f"[{_TAG}] pymilvus is not installed: pip install reco-clip[milvus]") from None
     for name in ("pymilvus", "grpc._server"):  # they print a traceback beside each exception
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        return MilvusClient(uri, token=token, timeout=timeout, grpc_options=_CHANNEL)
-    except (MilvusException, OSError, ValueError) as error:
-        raise Error(f"[{_TAG}] no Milvus at {uri}: {_text(error)}") from None
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return MilvusClient(uri, token=token, timeout=_left(end), grpc_options=_CHANNEL)
+        except (MilvusException, OSError, ValueError) as error:
+            if not _is_starting(error) or time.monotonic() + _LONGEST_PAUSE >= end:
+                raise Error(f"[{_TAG}] no Milvus at {uri}: {_text(error)}") from None
+        time.sleep(_LONGEST_PAUSE)

@@ -102,6 +102,7 @@ class Import:
             bar.update(note.rows)
         self._check_count(wanted)
         self.memory.flush()
+        self._check_own()
         self.store.write_facts(importing="", **{"import": {}})
         self.store.clear_notes()
         return added
@@ -131,6 +132,7 @@ class Import:
             note = self._reserve(stamp, len(shard))
             self.store.write_note(place, asdict(note))
         added = self._write(shard, note)
+        self._check_own()
         note = replace(note, pairs=self._verify(shard, note))
         self.store.write_note(place, asdict(note))
         return note, added
@@ -142,8 +144,19 @@ class Import:
         return note
 
     def _remember(self, **changes: int) -> None:
+        self._check_own()
         self.state |= changes
         self.store.write_facts(**{"import": self.state})
+
+    def _check_own(self) -> None:
+        """Nobody ended this import, or took it back: what was written since is then nobody's."""
+        facts, begun = self.store.fresh_facts(0.0), self.state["begun"]
+        if facts.get("dropped") == begun:
+            _remove(self.memory, begun, begun + self.state["used"])
+        if facts.get("import", {}).get("begun") != begun:
+            raise Error(
+                f"[{_TAG}] expected this import into {self.memory} to be under way, got that another call ended it"
+            )
 
     def _write(self, shard: Embeddings, note: _Note) -> int:
         """Those pairs whose keys are not there, not even from before an interruption; how many."""
@@ -216,6 +229,7 @@ def drop_import(memory: MilvusMemory) -> int:
     begun = facts["import"]["begun"]
     end = begun + facts["import"]["used"]
     written = memory._store.count(_numbered(begun, end))
+    memory._store.write_facts(dropped=begun)  # for a call that is still at it
     for first in range(begun, end, _DROPPED):
         _remove(memory, first, min(first + _DROPPED, end))
     memory.flush()

@@ -227,6 +227,29 @@ def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         MilvusMemory("x.db", "icons")
 
 
+def test_a_server_that_is_starting_is_waited_for(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pymilvus
+    from pymilvus.exceptions import MilvusException
+
+    MilvusMemory.create(uri, "icons", DIM)
+    client, asked = pymilvus.MilvusClient, []
+
+    def starting(*where: Any, **options: Any) -> Any:
+        asked.append(options["timeout"])
+        if len(asked) < 3:
+            raise MilvusException(code=1, message="service not ready[proxy=1]: Initializing")
+        return client(*where, **options)
+
+    monkeypatch.setattr("reco.milvus_collection._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(pymilvus, "MilvusClient", starting)
+    assert len(MilvusMemory(uri, "icons")) == 0 and len(asked) == 3
+    asked.clear()
+    monkeypatch.setattr("reco.milvus_collection._LONGEST_PAUSE", 5.0)
+    with pytest.raises(reco.Error, match="no Milvus at .*: service not ready"):
+        MilvusMemory(uri, "icons", timeout=1)
+    assert len(asked) == 1
+
+
 def test_what_does_not_fit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(reco.Error, match="is not there"):
         MilvusMemory(uri, "icons")

@@ -115,6 +115,39 @@ def test_an_import_is_taken_back(memory: MilvusMemory, folder: Path, tmp_path: P
     assert memory.import_embeddings(folder, progress=False) == 115 and memory.get("0-0").caption == "mine"
 
 
+@pytest.mark.parametrize("shards", [0, 1])
+def test_taken_back_while_it_is_under_way(memory: MilvusMemory, folder: Path, shards: int) -> None:
+    """By somebody else, who searches then: what was being written is not there."""
+    other, write, begun = MilvusMemory(memory._store.uri, "icons"), MilvusMemory._write, []
+
+    def drop(self: MilvusMemory, *arguments: Any) -> None:
+        begun.append(arguments)
+        if len(begun) == shards + 1:
+            write(self, *(values[:10] for values in arguments))
+            assert other.drop_import() == 40 * shards + 10
+        write(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MilvusMemory, "_write", drop)
+        with pytest.raises(reco.Error, match="expected this import into .* to be under way"):
+            memory.import_embeddings(folder, progress=False)
+    assert len(other) == 0 and other.search(pairs(1).images, 1).keys == [[""]]
+    assert other.import_embeddings(folder, progress=False) == 120
+
+
+def test_ended_by_another_call(memory: MilvusMemory, folder: Path) -> None:
+    """Two calls for one folder: what the other ended stays."""
+    other = MilvusMemory(memory._store.uri, "icons")
+
+    def end(done: int, total: int) -> None:
+        if done == 40:
+            assert other.import_embeddings(folder, progress=False) == 80
+
+    with pytest.raises(reco.Error, match="got that another call ended it"):
+        memory.import_embeddings(folder, progress=end)
+    assert len(other) == 120 and other.search(pairs(1).images, 1).keys == [["0-0"]]
+
+
 def test_shards_that_appear_change_and_go(memory: MilvusMemory, folder: Path, tmp_path: Path, sizes: list[int]) -> None:
     stopped(memory, folder, 2, 3)
     write_shard(folder, 2, pairs(25, 2))  # between those that are there
