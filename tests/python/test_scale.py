@@ -90,3 +90,11 @@ def test_a_run_is_gone_on_with(
     monkeypatch.setattr(scale, "measure_milvus", lambda *arguments: 1 / 0)
     scale.main()
     assert capsys.readouterr().out == first
+
+
+def test_what_an_import_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    cells = importlib.import_module("imports").measure(400).strip("| ").split(" | ")
+    assert cells[0] == "400" and len(cells) == 4
+    ours, theirs, clock = (float(cell.replace(",", "")) for cell in cells[1:])
+    assert min(ours, theirs, clock) > 0
