@@ -71,7 +71,7 @@ make_environment() {
     'scikit-build-core>=0.10' 'pybind11==3.0.*' 'cmake>=3.25,<4' ninja 'numpy>=1.24' 'click>=8.1' 'tqdm>=4.64' \
     'pillow>=10' 'matplotlib>=3.7' 'pyarrow>=14' 'jinja2>=3.1' 'scipy>=1.10' 'tomli>=2' 'pytest>=8' \
     'transformers>=5,<5.24' 'safetensors>=0.4' 'ftfy>=6.3' regex 'sentencepiece>=0.2' protobuf 'tensorboard>=2.14' \
-    'scikit-learn>=1.3' 'nbclient>=0.10' 'nbformat>=5.9' 'ipykernel>=6.25' 'pymilvus>=2.5' 'milvus-lite>=2.4' \
+    'scikit-learn>=1.3' 'nbclient>=0.10' 'nbformat>=5.9' 'ipykernel>=6.25' 'pymilvus>=2.5' 'milvus-lite>=3.2' \
     'distributed>=2024.1' ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 types-tqdm \
     'pdoc>=15'
   # For what the tests compare with alone (metrics, prompts, a reader of embeddings); what else they ask for is large.

@@ -219,22 +219,35 @@ def fit_table(results: list[Record], wanted: list[int]) -> list[str]:
     return lines
 
 
+def measured_milvus(results: list[Record], pairs: int) -> str:
+    """A query's milliseconds in a collection of so many pairs that compares with all of them, on one core."""
+    rows = [r for name in ("server", "Lite") for r in of(results, f"Milvus {name}") if r["rows"] == pairs]
+    return f"{number(rows[0]['one_ms'])} ({rows[0]['system'].removeprefix('Milvus ')})" if rows else "–"
+
+
+def beyond(fit: tuple[float, float, float], added: float) -> tuple[float, float, float]:
+    """A value and its interval with something added."""
+    value, low, high = (part + added for part in fit)
+    return value, low, high
+
+
 def choice_table(results: list[Record], wanted: list[int], a: argparse.Namespace) -> list[str]:
     """One machine or several: what must fit in memory, and milliseconds a query on one core of each."""
     head = ("pairs", "both sides, GB", "one machine: exact, ms", f"by {a.index}, ms", f"machines of {a.gigabytes} GB",
-            "cluster, ms", "what to take")  # fmt: skip
+            "cluster, ms", "Milvus, measured, ms", "what to take")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for pairs in wanted:
         size = pairs * 4 * DIM  # two sides in float16
         nodes = max(1, math.ceil(size / (FILL * 1e9 * a.gigabytes)))
         exact, listed, part = (
-            fitted(results, f"folder, {name}", "one_ms", rows)[0]
+            fitted(results, f"folder, {name}", "one_ms", rows)
             for name, rows in (("exact", pairs), (a.index, pairs), (a.index, pairs // nodes))
         )
-        cluster = part + network_ms(a.round_trip_ms, a.gigabits)
+        cluster = beyond(part, network_ms(a.round_trip_ms, a.gigabits))
         one = f"a folder on {number(size / FILL / 1e9)} GB"
-        best = "a folder" if nodes == 1 else f"{one}, or a cluster" if listed <= cluster else f"a cluster, or {one}"
-        cells = (f"{pairs:,}", number(size / 1e9), number(exact), number(listed), str(nodes), number(cluster), best)
+        several = f"{one}, or a cluster" if listed[0] <= cluster[0] else f"a cluster, or {one}"
+        cells = (f"{pairs:,}", number(size / 1e9), interval(exact), interval(listed), str(nodes), interval(cluster),
+                 measured_milvus(results, pairs), "a folder" if nodes == 1 else several)  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -255,7 +268,7 @@ def report(results: list[Record], a: argparse.Namespace) -> str:
         ("Carried on by power laws (95 % interval of a new measurement)", fit_table(results, a.wanted)),
         (f"What a network adds: {ROUND_TRIPS} round trips, {K + SPARE} pairs a query", network_table(a)),
         (
-            f"One machine or a cluster, at {a.round_trip_ms:g} ms and {a.gigabits:g} Gbit/s",
+            f"One machine or a cluster, at {a.round_trip_ms:g} ms and {a.gigabits:g} Gbit/s (95 % interval)",
             choice_table(results, [r for r in (10**5, 10**6) if r not in a.wanted] + a.wanted, a),
         ),
     )

@@ -18,7 +18,7 @@ if(NOT reco_no_pdoc)
   add_custom_target(docs_python
     COMMAND ${CMAKE_COMMAND} -E make_directory ${RECO_DOCS_DIR}
     COMMAND ${Python_EXECUTABLE} -m pdoc -d numpy -o ${RECO_DOCS_DIR}/python reco reco.datasets reco.duplicates reco.embedding reco.embedding_cluster
-            reco.embedding_folder reco.evaluation reco.exchange reco.explanation reco.milvus reco.neighbors_cluster reco.plotting
+            reco.embedding_folder reco.embedding_source reco.evaluation reco.exchange reco.explanation reco.milvus reco.neighbors_cluster reco.plotting
             reco.progress reco.types
     COMMENT "Reference of the Python package: ${RECO_DOCS_DIR}/python/index.html" VERBATIM)
   add_dependencies(docs docs_python)

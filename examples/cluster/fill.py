@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 
 import reco
-from reco.embedding_folder import folder_shards
+from reco.embedding_source import folder_shards
 
 PARAMS: dict[str, dict[str, Any]] = {
     "FLAT": {},

@@ -14,7 +14,7 @@ import numpy as np
 from reco._core import Clip, Error, Memory
 from reco.datasets import read_samples
 from reco.embedding import Embeddings, embed_batches
-from reco.embedding_folder import folder_shards
+from reco.embedding_source import folder_shards
 from reco.pages import render
 from reco.pictures import data_uri, find_pictures
 from reco.progress import Reporter

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reco._core import Clip, Error, set_threads
-from reco.embedding_folder import Summary, begun_parts, embed_to_folder
+from reco.embedding_folder import PartInUseError, Summary, begun_parts, embed_to_folder
 from reco.progress import Reporter
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["embed_on_dask"]
 
 _TAG = "embedding_cluster.embed_on_dask"
+_PATIENCE = 300.0  # seconds for which a part may be another's: a task that was cancelled stops after a batch of images
+_LONGEST_PAUSE = 2.0
 _PARTS_A_WORKER = 4  # few enough to read a collection's index seldom, enough for all workers to end together
+
+T = TypeVar("T")
 
 # Of a worker process: one task at a time, one model.
 worker = threading.Lock()
@@ -40,6 +45,33 @@ def worker_threads(wanted: int | None) -> int:
     return wanted or int(get_worker().state.nthreads)
 
 
+def wanted_still() -> Callable[..., bool]:
+    """What tells, within a task, whether it is wanted still: Dask cannot end one that runs, only forget it."""
+    from distributed import get_worker
+
+    here = get_worker()
+    key = here.get_current_task()
+
+    def answer(*_: object) -> bool:
+        task = here.state.tasks.get(key)
+        return task is not None and task.state != "cancelled"
+
+    return answer
+
+
+def patiently(work: Callable[[], T], wanted: Callable[..., bool]) -> T:
+    """Do something as soon as no other process does the same part: a task of a call that was stopped, most likely."""
+    end, pause = time.monotonic() + _PATIENCE, 0.1
+    while True:
+        try:
+            return work()
+        except PartInUseError:
+            if time.monotonic() + pause >= end or not wanted():
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 def embed_part(
     model: str,
     model_options: dict[str, Any],
@@ -50,9 +82,13 @@ def embed_part(
     options: dict[str, Any],
 ) -> Summary:
     """What a worker does: one part of the collection, gone on with where a lost worker left it."""
+    wanted = wanted_still()
     with worker:
+        if not wanted():
+            raise Error(f"[{_TAG}] part {part[0]} of {part[1]} was cancelled before it was begun")
         set_threads(worker_threads(threads))
-        return embed_to_folder(_model(model, model_options), sources, out, shard=part, progress=False, **options)
+        clip = _model(model, model_options)
+        return patiently(lambda: embed_to_folder(clip, sources, out, shard=part, progress=wanted, **options), wanted)
 
 
 def embed_on_dask(
@@ -75,7 +111,8 @@ def embed_on_dask(
 
     Model, sources and `out` must have the same paths on every worker: a shared file system. A worker holds one model
     and does one part at a time. When a worker is lost, another goes on with its part behind the last finished shard;
-    what is finished is never done again. Interrupted, the same call goes on.
+    what is finished is never done again. Interrupted, the same call goes on, at once: tasks that are still at work then
+    stop after a batch of images, and the new ones wait for that, five minutes at most.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embeddings on disk in clip-retrieval's layout, for collections of any size.
+"""Writing embeddings in clip-retrieval's layout, for collections of any size; embedding_source reads them.
 
     img_emb/img_emb_00000.npy       float16 [rows, dim], unit rows
     text_emb/text_emb_00000.npy     the same rows' captions
@@ -37,14 +37,17 @@ from reco.progress import Reporter
 if TYPE_CHECKING:
     from reco.types import Progress
 
-__all__ = ["Summary", "embed_to_folder", "folder_shards", "numbered_shards", "read_folder", "write_shard"]
+__all__ = ["PartInUseError", "Summary", "begun_parts", "begun_states", "embed_to_folder", "write_shard"]
 
 _log = logging.getLogger("reco")
 
 _TAG = "[embedding_folder.embed_to_folder]"
-_SIDES = ("img_emb", "text_emb")
 _BATCH = 1024  # samples
 _BATCH_BYTES = 1 << 26  # of encoded images: what memory holds is twice this
+
+
+class PartInUseError(Error):
+    """Another process does the same part at this moment."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ class _Job:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise Error(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
+            raise PartInUseError(f"{_TAG} another process writes part {shard[0]} of {shard[1]} of {folder}") from None
         if self.file.is_file():
             self.state = _load(self.file)
             _log.info("going on in %s behind %d samples", folder, self.state.summary.samples)
@@ -382,89 +385,15 @@ def begun_parts(folder: str | Path) -> int | None:
     ----------
     folder : str or Path
     """
-    states = sorted(Path(folder).glob("state/*.json"))
-    return _load(states[0]).identity.processes if states else None
+    states = list(begun_states(folder).values())
+    return states[0].identity.processes if states else None
 
 
-def folder_shards(folder: str | Path) -> Iterator[Embeddings]:
-    """The embeddings that embed_to_folder (or clip-retrieval) wrote, shard after shard; arrays are float16 maps.
-
-    Parameters
-    ----------
-    folder : str or Path
-
-    Returns
-    -------
-    iterator of Embeddings
-
-    Raises
-    ------
-    Error
-        When there are none, or the files of a shard do not fit each other.
-    """
-    return (shard for _, shard in numbered_shards(folder))
-
-
-def numbered_shards(folder: str | Path) -> Iterator[tuple[str, Embeddings]]:
-    """folder_shards(), each with the digits that its files' names have.
+def begun_states(folder: str | Path) -> dict[Path, _State]:
+    """How far each process got that began its part of the work in a folder, by the file that says so.
 
     Parameters
     ----------
     folder : str or Path
-
-    Returns
-    -------
-    iterator of (str, Embeddings)
-
-    Raises
-    ------
-    Error
-        As folder_shards().
     """
-    folder = Path(folder)
-    numbers = [file.stem.removeprefix("img_emb_") for file in folder.glob("img_emb/img_emb_*.npy")]
-    if not numbers:
-        raise Error(f"[embedding_folder.folder_shards] expected img_emb/img_emb_*.npy in {folder}, found none")
-    for number in sorted(numbers, key=lambda text: (len(text), text)):
-        yield number, _read_shard(folder, number)
-
-
-def _read_shard(folder: Path, number: str) -> Embeddings:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        images, texts = (np.load(folder / f"{side}/{side}_{number}.npy", mmap_mode="r") for side in _SIDES)
-        table = pq.read_table(folder / f"metadata/metadata_{number}.parquet").to_pylist()
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise Error(f"[embedding_folder.folder_shards] cannot read shard {number} of {folder}: {error}") from error
-    if not (images.ndim == texts.ndim == 2 and len(images) == len(texts) == len(table)):
-        raise Error(
-            f"[embedding_folder.folder_shards] expected embeddings and metadata of the same rows in shard {number} of "
-            f"{folder}, found {images.shape}, {texts.shape} and {len(table)} rows"
-        )
-    keys = [str(row.pop("key", None) or row.get("image_path") or f"{number}-{i}") for i, row in enumerate(table)]
-    captions = [str(row.pop("caption", "") or "") for row in table]
-    metadata = [{name: value for name, value in row.items() if value is not None} for row in table]
-    return Embeddings(images, texts, keys, captions, metadata)
-
-
-def read_folder(folder: str | Path) -> Embeddings:
-    """All of folder_shards(), in memory.
-
-    Parameters
-    ----------
-    folder : str or Path
-
-    Returns
-    -------
-    Embeddings
-        float32.
-
-    Raises
-    ------
-    Error
-        As folder_shards().
-    """
-    pairs = concatenate(list(folder_shards(folder)))
-    return replace(pairs, images=pairs.images.astype(np.float32), texts=pairs.texts.astype(np.float32))
+    return {file: _load(file) for file in sorted(Path(folder).glob("state/*.json"))}

@@ -12,7 +12,8 @@ import numpy as np
 
 from reco._core import Error, Memory
 from reco.embedding import Embeddings
-from reco.embedding_folder import folder_shards, numbered_shards, write_shard
+from reco.embedding_folder import write_shard
+from reco.embedding_source import check_source, first_of_each, folder_shards, numbered_shards
 from reco.progress import Reporter
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _ROWS = 10_000
 def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = False, progress: Progress = True) -> int:
     """Add what `reco embed` or clip-retrieval wrote, piece by piece; pairs whose keys are there already are skipped.
 
-    Interrupted, the same call goes on where it was: each piece is durable before the next begins.
+    Of pairs of one key the first is taken. Interrupted, the same call goes on where it was: each piece is durable
+    before the next begins.
 
     Parameters
     ----------
@@ -47,8 +49,11 @@ def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = Fal
     Raises
     ------
     Error
-        When a folder holds no embeddings, its files do not fit each other, or the width is not the memory's.
+        When a folder holds no embeddings, those of another encoder or a part of what `reco embed` was to write, when
+        its files do not fit each other, or the width is not the memory's.
     """
+    for folder in folders:
+        check_source(folder, memory.encoder)
     added = 0
     with Reporter(progress, "import", " pairs") as bar:
         for folder in folders:
@@ -58,7 +63,8 @@ def import_embeddings(memory: Memory, *folders: str | Path, in_place: bool = Fal
             for shard in folder_shards(folder):
                 for first in range(0, len(shard), _ROWS):
                     piece = shard.select(list(range(first, min(first + _ROWS, len(shard)))))
-                    fresh = piece.select(np.array([key not in memory for key in piece.keys], bool))
+                    there = {key for key in piece.keys if key in memory}
+                    fresh = piece.select(np.array(first_of_each(piece.keys, there), bool))
                     if len(fresh):
                         memory.add(fresh.images, fresh.texts, fresh.keys, fresh.captions, fresh.metadata)
                     added += len(fresh)
@@ -70,11 +76,10 @@ def _attach_folder(memory: Memory, folder: Path, bar: Reporter) -> int:
     """All shards of a folder where they lie; how many pairs are new."""
     added = 0
     for number, shard in numbered_shards(folder):
-        seen: set[str] = set()
-        keys = []
-        for key in shard.keys:
-            keys.append("" if key in memory or key in seen else key)  # an empty one leaves its row out
-            seen.add(key)
+        fresh = first_of_each(shard.keys, {key for key in shard.keys if key in memory})
+        keys = [
+            key if new else "" for key, new in zip(shard.keys, fresh, strict=True)
+        ]  # an empty one leaves its row out
         if any(keys):
             images, texts = (folder / f"{side}/{side}_{number}.npy" for side in ("img_emb", "text_emb"))
             memory.attach(images, texts, keys, shard.captions, shard.metadata)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reco._core import Error, MemoryBase, MemoryRow, Neighbors, _unit_rows
-from reco.embedding import Embeddings
-from reco.embedding_folder import folder_shards
-from reco.milvus_collection import LONGEST_TEXT, REQUEST_BYTES, MilvusCollection
+from reco.milvus_collection import LONGEST_TEXT, REQUEST_BYTES, ROWS, MilvusCollection, row_of
+from reco.milvus_import import Import, drop_import
 from reco.milvus_search import MOST_RESULTS, Ranking, Search, pieces, rounding
 from reco.progress import Reporter
 
@@ -27,18 +25,11 @@ __all__ = ["MilvusMemory"]
 Floats = npt.NDArray[np.float32]
 Side = Literal["image", "text"]
 
-_ROWS = 1_000  # ids of one query
-_SAMPLE = 64  # rows of a shard that an import reads back
 _TAG = "memory.milvus"
 
 
 def _other(side: Side) -> Side:
     return "text" if side == "image" else "image"
-
-
-def row_of(key: str) -> int:
-    """The row number of a key: 63 bits of its hash, so that writing a pair twice is writing it once."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class MilvusMemory(MemoryBase):
@@ -131,10 +122,12 @@ class MilvusMemory(MemoryBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle connects anew where it is unpickled; it holds the token."""
-        return _connect_again, (self._store.uri, self._store.name, self.encoder, self._store.token, self._store.timeout)
+        store = self._store
+        where = (store.uri, store.name, self.encoder, store.token, store.timeout)
+        return _connect_again, (*where, store.facts.get("id", ""))
 
     def __len__(self) -> int:
-        return int(self._store.call("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
+        return self._store.count()
 
     def __contains__(self, key: str) -> bool:
         return bool(self._stored([key]))
@@ -178,32 +171,48 @@ class MilvusMemory(MemoryBase):
         captions : list of str, optional
         metadata : list of dict, optional
         """
+        n, now = len(keys), time.time_ns()
+        self._write(
+            image_embeddings, text_embeddings, keys, captions or [""] * n, metadata or [{}] * n, range(now, now + n)
+        )
+
+    def _write(
+        self,
+        images: Any,
+        texts: Any,
+        keys: list[str],
+        captions: list[str],
+        metadata: list[dict[str, Any]],
+        added: Sequence[int],
+    ) -> None:
+        """Pairs and when they were added, whatever was there of their keys."""
         n = len(keys)
         sides = {
-            "image": self._halves(image_embeddings, "image embeddings", n),
-            "text": self._halves(text_embeddings, "text embeddings", n),
+            "image": self._halves(images, "image embeddings", n),
+            "text": self._halves(texts, "text embeddings", n),
         }
-        words: dict[str, list[Any]] = {"caption": captions or [""] * n, "metadata": metadata or [{}] * n}
-        for name, values in words.items():
-            if len(values) != n:
-                raise Error(f"[memory.add] {name} must have one entry a row, {n} in all, got {len(values)}")
-        if len(set(keys)) < n or not all(keys):
-            raise Error("[memory.add] keys must differ and not be empty")
-        for text in (*keys, *words["caption"]):
-            if len(text.encode()) > LONGEST_TEXT:
-                raise Error(f"[memory.add] keys and captions must have at most {LONGEST_TEXT} bytes: '{text[:40]}...'")
-        rows, now = [row_of(key) for key in keys], time.time_ns()
+        self._check_words(keys, captions, metadata)
         step = max(1, REQUEST_BYTES // (8 * self.dim + 1024))
         for first in range(0, n, step):
             self._store.call("upsert", data=[
                 {
-                    "id": rows[i], "key": keys[i], "caption": words["caption"][i],
-                    "metadata": words["metadata"][i] or {}, "added": now + i,
+                    "id": row_of(keys[i]), "key": keys[i], "caption": captions[i],
+                    "metadata": metadata[i] or {}, "added": added[i],
                     "image": self._store.stored_vector(sides["image"][i]),
                     "text": self._store.stored_vector(sides["text"][i]),
                 }
                 for i in range(first, min(first + step, n))
             ])  # fmt: skip
+
+    def _check_words(self, keys: list[str], captions: list[str], metadata: list[dict[str, Any]]) -> None:
+        for name, values in (("captions", captions), ("metadata", metadata)):
+            if len(values) != len(keys):
+                raise Error(f"[memory.add] {name} must have one entry a row, {len(keys)} in all, got {len(values)}")
+        if len(set(keys)) < len(keys) or not all(keys):
+            raise Error("[memory.add] keys must differ and not be empty")
+        for text in (*keys, *captions):
+            if len(text.encode()) > LONGEST_TEXT:
+                raise Error(f"[memory.add] keys and captions must have at most {LONGEST_TEXT} bytes: '{text[:40]}...'")
 
     def remove(self, keys: list[str]) -> None:
         """Remove pairs; Error, with nothing removed, if a key is not there.
@@ -216,7 +225,7 @@ class MilvusMemory(MemoryBase):
         for key in keys:
             if key not in there:
                 raise Error(f"[memory.remove] no pair has the key '{key}'")
-        for piece in pieces([row_of(key) for key in keys], _ROWS):
+        for piece in pieces([row_of(key) for key in keys], ROWS):
             self._store.call("delete", ids=piece)
 
     def flush(self) -> None:
@@ -224,10 +233,12 @@ class MilvusMemory(MemoryBase):
         self._store.call("flush")
 
     def import_embeddings(self, *folders: str | Path, progress: Progress = True) -> int:
-        """Add what `reco embed` or clip-retrieval wrote, shard by shard.
+        """Add what `reco embed` or clip-retrieval wrote, shard by shard; pairs whose keys are there are skipped.
 
-        Interrupted, the same call goes on after the last whole shard; until it has ended, searches raise Error. Of
-        each shard some rows are read back and compared, and at the end the pairs are counted.
+        Of pairs of one key the first is taken. Interrupted, the same call goes on where it was; until it has ended,
+        searches raise Error and nothing else can be imported. Of each shard all keys are looked up and some pairs read
+        back and compared; at the end the server counts what was imported. Shards that changed since an interruption are
+        imported anew.
 
         Parameters
         ----------
@@ -238,32 +249,30 @@ class MilvusMemory(MemoryBase):
         Returns
         -------
         int
-            How many pairs the folders hold.
+            How many pairs were added, by this call.
+
+        Raises
+        ------
+        Error
+            When a folder holds no embeddings, those of another encoder or a part of what `reco embed` was to write,
+            when its files do not fit each other, when the import of other folders has not ended, or the server does not
+            hold what was imported.
         """
-        source = "\n".join(str(Path(folder).resolve()) for folder in folders)
-        state = self._store.facts.get("import", {})
-        if state.get("source") != source:
-            state = {"source": source, "shards": 0}
-        self._store.write_facts(importing=source, **{"import": state})
-        before, total = len(self), 0
-        shards = (shard for folder in folders for shard in folder_shards(folder))
+        work = Import(self, folders)
         with Reporter(progress, "import", " pairs") as bar:
-            for number, shard in enumerate(shards):
-                if number >= state["shards"]:
-                    for piece in pieces(range(len(shard)), 10_000):
-                        rows = shard.select(list(piece))
-                        self.upsert(rows.images, rows.texts, rows.keys, rows.captions, rows.metadata)
-                    self._verify(shard)
-                    state["shards"] = number + 1
-                    self._store.write_facts(**{"import": state})
-                total += len(shard)
-                bar.update(len(shard))
-        after = len(self)
-        if after < max(before, total):
-            raise Error(f"[{_TAG}] {self} counts {after} pairs after an import of {total}: keys are there twice")
-        self.flush()
-        self._store.write_facts(importing="", **{"import": {}})
-        return total
+            return work.run(bar)
+
+    def drop_import(self) -> int:
+        """Take back what an import wrote that has not ended, so that the memory is as before it.
+
+        A call that is still at it, here or elsewhere, ends with an Error.
+
+        Returns
+        -------
+        int
+            How many pairs it had written; 0 where all imports have ended.
+        """
+        return drop_import(self)
 
     # --- search ------------------------------------------------------------------------------------------------------
     def search(
@@ -295,7 +304,7 @@ class MilvusMemory(MemoryBase):
         exact : bool
             Raises Error unless the index is FLAT.
         effort : int
-            HNSW's ef or IVF's nprobe; 0: the index's own.
+            HNSW's ef or DISKANN's search_list, raised to what a request asks for, or IVF's nprobe; 0: the index's own.
 
         Returns
         -------
@@ -312,11 +321,8 @@ class MilvusMemory(MemoryBase):
             self._store,
             Ranking(k, rounding(self.dim, self._store.facts["dtype"]), most),
             (modality, partner) if partners else (modality,),
-            {
-                "anns_field": modality,
-                "filter": self._filter(where, only_keys),
-                "search_params": {"metric_type": "IP", "params": self._effort(effort)},
-            },
+            {"anns_field": modality, "filter": self._filter(where, only_keys)},
+            effort,
         )
         for i, found in search.run(rows, excluded):
             n = len(found.pairs)
@@ -342,11 +348,6 @@ class MilvusMemory(MemoryBase):
         if only_keys is not None:
             parts.append(f"id in {[row_of(key) for key in only_keys]}")
         return " and ".join(parts)
-
-    def _effort(self, effort: int) -> dict[str, int]:
-        if not effort:
-            return {}
-        return {"nprobe" if self._store.facts["index"].startswith("IVF") else "ef": effort}
 
     # --- rows --------------------------------------------------------------------------------------------------------
     def embeddings(self, modality: Side, rows: Any) -> Floats:
@@ -388,7 +389,7 @@ class MilvusMemory(MemoryBase):
     def _fields(self, rows: Any, name: str) -> list[Any]:
         wanted = [int(row) for row in np.asarray(rows).ravel()]
         known: dict[int, Any] = {-1: None}
-        for piece in pieces(sorted(set(wanted) - {-1}), _ROWS):
+        for piece in pieces(sorted(set(wanted) - {-1}), ROWS):
             known |= {row["id"]: row[name] for row in self._query(piece, [name])}
         for row in wanted:
             if row not in known:
@@ -399,34 +400,19 @@ class MilvusMemory(MemoryBase):
         return list(self._store.call("query", ids=list(rows), output_fields=["id", *fields]))
 
     def _stored(self, keys: list[str]) -> list[str]:
-        """Those of the keys that are there; two keys of one hash are an Error."""
-        there = []
-        for piece in pieces(keys, _ROWS):
+        """Those of the keys that are there."""
+        return list(self._added(keys))
+
+    def _added(self, keys: list[str]) -> dict[str, int]:
+        """When those of the keys were added that are there; two keys of one hash are an Error."""
+        added: dict[str, int] = {}
+        for piece in pieces(keys, ROWS):
             wanted = {row_of(key): key for key in piece}
-            for row in self._query(list(wanted), ["key"]):
+            for row in self._query(list(wanted), ["key", "added"]):
                 if wanted[row["id"]] != row["key"]:
                     raise Error(f"[{_TAG}] the keys '{wanted[row['id']]}' and '{row['key']}' have one hash: rename one")
-                there.append(row["key"])
-        return there
-
-    def _verify(self, shard: Embeddings) -> None:
-        """Read some rows of an imported shard back."""
-        chosen = np.random.default_rng(len(shard)).permutation(len(shard))[:_SAMPLE]
-        pairs = shard.select([int(i) for i in chosen])
-        images = self._halves(pairs.images, "image embeddings", len(pairs))
-        texts = self._halves(pairs.texts, "text embeddings", len(pairs))
-        rows = {row["id"]: row for row in self._query([row_of(key) for key in pairs.keys], ["key", "image", "text"])}
-        for i, key in enumerate(pairs.keys):
-            row = rows.get(row_of(key))
-            if (
-                row is None
-                or row["key"] != key
-                or any(
-                    np.abs(self._store.read_vector(row[side]) - side_rows[i]).max() > 1e-3
-                    for side, side_rows in (("image", images), ("text", texts))
-                )
-            ):
-                raise Error(f"[{_TAG}] {self} does not give back the pair '{key}' as it was imported")
+                added[row["key"]] = row["added"]
+        return added
 
     # --- vectors -----------------------------------------------------------------------------------------------------
     def _unit(self, values: Any, tag: str, name: str) -> Floats:
@@ -444,8 +430,10 @@ class MilvusMemory(MemoryBase):
         return unit.astype(np.float16).astype(np.float32)
 
 
-def _connect_again(uri: str, collection: str, encoder: str, token: str, timeout: float) -> MilvusMemory:
-    return MilvusMemory(uri, collection, encoder=encoder, token=token, timeout=timeout)
+def _connect_again(uri: str, collection: str, encoder: str, token: str, timeout: float, own: str) -> MilvusMemory:
+    memory = MilvusMemory(uri, collection, encoder=encoder, token=token, timeout=timeout)
+    memory._store.check_id(own)
+    return memory
 
 
 def _excluded(keys: Any, n: int) -> list[set[int]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from reco._core import Error, _scores
 from reco.milvus_collection import REQUEST_BYTES, MilvusCollection
 
-__all__ = ["MOST_RESULTS", "SPARE", "Found", "Pair", "Ranking", "Search", "pieces", "rounding"]
+__all__ = ["MOST_RESULTS", "SPARE", "Found", "Pair", "Ranking", "Search", "effort_params", "pieces", "rounding"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,6 +36,19 @@ def rounding(dim: int, dtype: str) -> float:
     server is given the query as such, too: 2^-11 of each of its numbers.
     """
     return 1.01 * (2 * dim * 2.0**-24 + (2.0**-11 if dtype == "float16" else 0.0))
+
+
+def effort_params(index: str, effort: int, limit: int) -> dict[str, int]:
+    """How hard an index is to look, as it calls that; none for one that looks at everything, and for 0.
+
+    Milvus refuses to look at fewer rows of a graph than are to be found, and more are asked for than the caller wants.
+    """
+    if not effort:
+        return {}
+    if index.startswith(("IVF", "SCANN")):
+        return {"nprobe": effort}
+    name = "search_list" if index == "DISKANN" else "ef" if index.startswith("HNSW") else ""
+    return {name: max(effort, limit)} if name else {}
 
 
 def pieces(items: Any, size: int) -> Iterable[Any]:
@@ -104,6 +117,7 @@ class Search:
     ranking: Ranking
     sides: Sequence[str]  # the searched one; its partner
     request: dict[str, Any]
+    effort: int = 0
 
     def run(self, queries: Floats, excluded: Sequence[Collection[int]]) -> Iterator[tuple[int, Found]]:
         """The number of each query, in some order, and what was found for it; unit queries."""
@@ -136,7 +150,11 @@ class Search:
         most = max(1, REQUEST_BYTES // (limit * (16 + self._vector_bytes)))
         for piece in pieces(todo, min(_QUERIES, most)):
             data = [self.store.stored_vector(queries[i]) for i in piece]
-            answers = self.store.call("search", data=data, limit=limit, output_fields=fields, **self.request)
+            params = effort_params(self.store.facts["index"], self.effort, limit)
+            answers = self.store.call(
+                "search", data=data, limit=limit, output_fields=fields,
+                search_params={"metric_type": "IP", "params": params}, **self.request,
+            )  # fmt: skip
             hits = [self.ranking.contenders(found, excluded[i]) for i, found in zip(piece, answers, strict=True)]
             entities = {hit["id"]: hit["entity"] for found in hits for hit in found}
             if not whole:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reco._core import Error, Memory, MemoryBase, TrainingConfig, _live_rows, set_threads
-from reco.embedding_cluster import connected, on_workers, worker, worker_threads
+from reco.embedding_cluster import connected, on_workers, wanted_still, worker, worker_threads
 
 if TYPE_CHECKING:
     from reco.types import Modality, Progress
@@ -105,7 +105,7 @@ def find_neighbors_on_dask(
 
 def find_part(stores: bytes, parts: str, first: int, count: int, facts: dict[str, Any], threads: int | None) -> int:
     """What a worker does: the neighbours of both sides of some pairs."""
-    path = _part(Path(parts), first)
+    path, wanted = _part(Path(parts), first), wanted_still()
     with worker:
         if path.exists():
             return count
@@ -115,6 +115,8 @@ def find_part(stores: bytes, parts: str, first: int, count: int, facts: dict[str
             raise Error(f"[{_TAG}] the worker finds {len(numbers)} pairs and {memory} with {len(memory)}, not {facts}")
         found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _KINDS}
         for begin in range(first, first + count, _BLOCK):
+            if not wanted():
+                raise Error(f"[{_TAG}] the search for the pairs from {first} on was cancelled")
             rows = numbers[begin : min(begin + _BLOCK, first + count)]
             for name, values in _searched(pairs, rows, memory, facts).items():
                 found[name].append(values)

@@ -31,12 +31,22 @@ class ListMemory(reco.MemoryBase):
     def live(self) -> dict[str, int]:
         return {words[0]: row for row, words in enumerate(self.words) if row not in self.gone}
 
+    def checked(self, rows: Any, n: int) -> np.ndarray:
+        rows = np.asarray(rows, np.float32)
+        if rows.shape != (n, self.dim) or not np.isfinite(rows).all() or not rows.any(axis=1).all():
+            raise reco.Error(f"[memory] expected {n} finite rows of {self.dim} numbers, none zero, got {rows.shape}")
+        return unit(rows)
+
     def add(self, image_embeddings, text_embeddings, keys, captions=None, metadata=None):  # type: ignore[no-untyped-def]
+        n = len(keys)
+        sides = {"image": self.checked(image_embeddings, n), "text": self.checked(text_embeddings, n)}
+        if len(set(keys)) < n or not all(keys) or any(words and len(words) != n for words in (captions, metadata)):
+            raise reco.Error(f"[memory.add] expected {n} keys that differ, and as many captions and metadata or none")
         if there := set(keys) & set(self.live()):
             raise reco.Error(f"[memory.add] '{there.pop()}' is there already")
-        for side, rows in (("image", image_embeddings), ("text", text_embeddings)):
-            self.sides[side] = np.concatenate([self.sides[side], unit(rows).astype(np.float16).astype(np.float32)])
-        self.words += zip(keys, captions or [""] * len(keys), metadata or [{}] * len(keys), strict=True)
+        for side, rows in sides.items():
+            self.sides[side] = np.concatenate([self.sides[side], rows.astype(np.float16).astype(np.float32)])
+        self.words += zip(keys, captions or [""] * n, metadata or [{}] * n, strict=True)
 
     def remove(self, keys):  # type: ignore[no-untyped-def]
         live = self.live()
@@ -50,11 +60,15 @@ class ListMemory(reco.MemoryBase):
                exact: bool = False, effort: int = 0) -> reco.Neighbors:  # fmt: skip
         if where or only_keys is not None:
             raise reco.Error("[memory.search] a ListMemory has no filters")
-        scores = unit(queries) @ self.sides[modality].T
+        if k < 1 or modality not in self.sides:
+            raise reco.Error(f"[memory.search] expected a k of at least 1 and a side, got {k} and '{modality}'")
+        scores = self.checked(queries, len(queries)) @ self.sides[modality].T
         scores[:, sorted(self.gone)] = -2
         if max_similarity is not None:
             scores[scores > max_similarity] = -2
         lists = exclude_keys if exclude_keys and not isinstance(exclude_keys[0], str) else [exclude_keys or []]
+        if len(lists) not in (1, len(queries)):
+            raise reco.Error(f"[memory.search] expected one list of keys or one a query, got {len(lists)}")
         for i in range(len(queries)):
             for key in lists[i if len(lists) > 1 else 0]:
                 if key in self.live():

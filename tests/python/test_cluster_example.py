@@ -93,6 +93,14 @@ def test_the_image_has_what_the_build_needs() -> None:
     assert len(libraries) > 5 and libraries <= set((HERE / "worker.Dockerfile").read_text().split())
 
 
+def test_the_image_is_not_sent_what_git_ignores() -> None:
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
+    left_out = (HERE / "worker.Dockerfile.dockerignore").read_text().splitlines()[1:]
+    assert {".git", *ignored} <= {line.removeprefix("**/") for line in left_out} and len(ignored) > 5
+    for needed in ("CMakeLists.txt", "cmake", "include", "src", "python", "pyproject.toml", "README.md", "LICENSE"):
+        assert (ROOT / needed).exists() and needed not in left_out
+
+
 def test_compose_commands_fit_the_files() -> None:
     commands = [shlex.split(line) for line in lines() if "docker compose" in line]
     assert len(commands) == 6
@@ -121,7 +129,73 @@ def test_compose_commands_fit_the_files() -> None:
 def test_tables_are_what_the_script_computes() -> None:
     printed = subprocess.run([sys.executable, str(HERE / "sizing.py")], capture_output=True, text=True, check=True)
     tables = printed.stdout.strip().split("\n\n")
-    assert len(tables) == 3 and all(table in README for table in tables)
+    assert len(tables) == 5 and all(table in README for table in tables)
+
+
+def measured(section: str, column: str, **row: str) -> float:
+    """A figure of a table in benchmarks/README.md: below a heading, of the one row that has some values."""
+    text = re.split(r"^#+ ", (ROOT / "benchmarks/README.md").read_text(), flags=re.MULTILINE)
+    (part,) = (part for part in text if part.startswith(section + "\n"))
+    found: list[str] = []
+    head: list[str] = []
+    for line in part.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+        elif column in head and row.items() <= dict(zip(head, cells, strict=True)).items():
+            found.append(cells[head.index(column)])
+    (value,) = set(found)
+    return float(value.split(" (")[0].replace(",", ""))
+
+
+def test_sizes_come_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every input that is not a choice."""
+    monkeypatch.syspath_prepend(HERE)
+    sizing = importlib.import_module("sizing")
+    bfloat = {"model": "B/32", "precision": "bfloat16", "by": "reco"}
+    for name, items in (("IMAGE_MS", "images"), ("TEXT_MS", "texts")):
+        assert getattr(sizing, name) == measured("Encoder", "CPU ms an item", items=items, **bfloat)
+    kinds = {"HNSW": ("HNSW32", "HNSW32"), "IVF_FLAT": ("IVF2190,Flat", "IVF")}
+    assert set(sizing.INDEX_BYTES) == set(sizing.QUERY_MS) == set(sizing.INDEX_US) == set(kinds)
+    for kind, (index, name) in kinds.items():
+        memory = "300,000 pairs, and a million"
+        assert sizing.INDEX_BYTES[kind] == measured(memory, "bytes a row", engine="reco", index=index)
+        folder = {"system": f"folder, {name}"}
+        assert sizing.INDEX_US[kind] == measured("Scale", "index, µs a pair", pairs="300,000", **folder)
+        for rows, took in sizing.QUERY_MS[kind].items():
+            assert took == measured("Scale", "one query, ms", pairs=f"{rows:,}", **folder)
+    server = {"system": "Milvus server", "pairs": "100,000"}
+    assert measured("Scale", "add, µs a pair", **server) == sizing.INGEST_US
+    assert measured("Importing", "the importing process, CPU µs a pair", pairs="30,000") == sizing.IMPORT_US
+    benchmarks = (ROOT / "benchmarks/README.md").read_text()
+    assert f"{sizing.WORDS_BYTES - 25} more than its two float32 vectors" in benchmarks
+
+
+def test_readme_quotes_what_sizes_are_computed_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    sizing = importlib.import_module("sizing")
+    listed = README[README.index("## Sizes") : README.index("What embedding takes")]
+    figures = [sizing.IMAGE_MS, sizing.TEXT_MS, sizing.INGEST_US, sizing.IMPORT_US, sizing.WORDS_BYTES]
+    figures += [*sizing.INDEX_BYTES.values(), *sizing.INDEX_US.values()]
+    figures += [took for rows in sizing.QUERY_MS.values() for took in rows.values()]
+    for figure in figures:
+        assert re.search(rf"(?<![\d.,]){re.escape(str(figure))}(?!\d|\.\d)", listed), figure
+
+
+def test_machines_differ_from_the_choice_by_graphs_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the text says that explains it."""
+    monkeypatch.syspath_prepend(HERE)
+    sizing = importlib.import_module("sizing")
+    assert "5 and 43 machines of 64 GB" in README and "make 6 and 56 here" in README and "5 and 45." in README
+    for pairs in (10**8, 10**9):
+        choice = measured("Carried on", "machines of 64 GB", pairs=f"{pairs:,}")
+        vectors = pairs * 4 * sizing.DIM
+        assert choice == -(-vectors // (sizing.FILL * 64e9)) == {10**8: 5, 10**9: 43}[pairs]
+        assert sizing.nodes(pairs, 2, "HNSW", 64) == {10**8: 6, 10**9: 56}[pairs]
+        assert sizing.nodes(pairs, 2, "IVF_FLAT", 64) == {10**8: 5, 10**9: 45}[pairs]
+    assert sizing.loaded_bytes(2, "HNSW") == 2048 + 552 + 72 and sizing.loaded_bytes(2, "IVF_FLAT") == 2152
 
 
 @pytest.fixture
@@ -161,9 +235,9 @@ def test_commands_run(share: Path, scheduler: str, milvus: str, monkeypatch: pyt
     monkeypatch.syspath_prepend(HERE)
     module = importlib.import_module("fill")
     assert fill[:2] == ["python", "examples/cluster/fill.py"]
-    for _ in range(2):  # started again, it goes on
+    for new in (60, 0):  # started again, it goes on
         result = CliRunner().invoke(module.main, fill[2:])
-        assert result.exit_code == 0 and "60 pairs imported, 60 in all" in result.output
+        assert result.exit_code == 0 and f"{new} pairs imported, 60 in all" in result.output
     wrong = CliRunner().invoke(module.main, [*fill[2:4], str(share / "embeddings"), "--model", str(share / "other")])
     assert wrong.exit_code != 0
     scope: dict[str, Any] = {}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,8 +21,9 @@ from click.testing import CliRunner
 import reco
 from reco.cli import main
 from reco.datasets import read_samples
-from reco.embedding_cluster import embed_on_dask, worker_threads
-from reco.embedding_folder import Summary, embed_to_folder, read_folder
+from reco.embedding_cluster import embed_on_dask, embed_part, worker_threads
+from reco.embedding_folder import Summary, embed_to_folder
+from reco.embedding_source import read_folder
 
 distributed = pytest.importorskip("distributed")
 
@@ -77,7 +80,8 @@ def finished(out: Path, parts: int) -> list[Path]:
 
 
 def run(cluster: Any, folder: Path, out: Path, **options: Any) -> Summary:
-    return embed_on_dask(cluster.scheduler_address, CLIP, folder, out, threads=1, progress=False, **options)
+    options.setdefault("progress", False)
+    return embed_on_dask(cluster.scheduler_address, CLIP, folder, out, threads=1, **options)
 
 
 def test_equals_one_process(cluster: Any, folder: Path, tmp_path: Path) -> None:
@@ -112,6 +116,64 @@ def test_a_killed_worker_is_made_up_for(cluster: Any, folder: Path, tmp_path: Pa
     # What was finished is as it was: no shard was written twice.
     assert {path: path.stat().st_mtime_ns for path in written} == whole
     assert differing(out, one_by_one(folder, tmp_path / "expected", 2, 2)) == []
+
+
+def test_interrupted_and_called_again_at_once(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    """Tasks of the first call are at work while those of the second begin."""
+    out = tmp_path / "out"
+    run(cluster, folder, tmp_path / "warm", parts=2)  # the workers have the model by now
+
+    def stop(done: int, total: int) -> bool:
+        while not finished(out, 2):
+            time.sleep(0.01)
+        return False
+
+    for _ in range(2):
+        with pytest.raises(reco.Error, match="stopped after 0 of 2"):
+            run(cluster, folder, out, parts=2, shard_size=1, progress=stop)
+    assert not all(json.loads(p.read_bytes())["summary"]["finished"] for p in (out / "state").glob("*.json"))
+    assert run(cluster, folder, out, parts=2, shard_size=1) == Summary(120, 120, 120, 0, True)
+    assert differing(out, one_by_one(folder, tmp_path / "expected", 2, 1)) == []
+
+
+def test_a_task_that_nobody_wants_stops(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    """Within a batch or two, not at the end of its part, which another worker goes on with."""
+    out = tmp_path / "out"
+    arguments: tuple[Any, ...] = (str(CLIP), {}, [str(folder)], str(out), (1, 1), 1, {"shard_size": 1})
+    with distributed.Client(cluster) as client:
+        first, second = client.scheduler_info()["workers"]
+        future = client.submit(embed_part, *arguments, pure=False, workers=[first])
+        while not finished(out, 1):
+            time.sleep(0.01)
+        client.cancel([future])
+        again = client.submit(embed_part, *arguments, pure=False, workers=[second])
+        marks: list[int] = []
+        while not again.done():
+            marks.append(len(finished(out, 1)))
+            with (out / "state/1-of-1.lock").open() as part, contextlib.suppress(OSError):
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it: the first stopped, the second waits
+                break
+        assert 0 < marks[-1] < 120
+        assert again.result() == Summary(120, 120, 120, 0, True)
+    assert differing(out, one_by_one(folder, tmp_path / "expected", 1, 1)) == []
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_part_that_another_process_does(folder: Path, tmp_path: Path, released: bool, monkeypatch: Any) -> None:
+    """It is waited for, not for ever."""
+    monkeypatch.setattr("reco.embedding_cluster._PATIENCE", 60.0 if released else 1.0)
+    (tmp_path / "out/state").mkdir(parents=True)
+    held = (tmp_path / "out/state/2-of-2.lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with distributed.LocalCluster(processes=False, protocol="tcp", **options) as here:
+        if released:
+            threading.Timer(1.5, held.close).start()
+            assert run(here, folder, tmp_path / "out", parts=2) == Summary(2, 120, 120, 0, True)
+        else:
+            with pytest.raises(reco.Error, match="another process writes part 2 of 2"):
+                run(here, folder, tmp_path / "out", parts=2)
+            held.close()
 
 
 def test_bytes_depend_on_the_threads_that_were_set_last_alone() -> None:

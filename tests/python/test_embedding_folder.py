@@ -27,7 +27,8 @@ from PIL import Image
 import reco
 from reco.cli import main
 from reco.datasets import Sample, read_samples
-from reco.embedding_folder import Summary, embed_to_folder, read_folder
+from reco.embedding_folder import Summary, embed_to_folder
+from reco.embedding_source import read_folder
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples/icons/clip"

@@ -100,6 +100,90 @@ def test_removed_pairs_are_never_found(make: Make) -> None:
         memory.remove(["k5"])
 
 
+ROWS = np.ones((3, DIM), np.float32)
+HOLED = np.concatenate([ROWS[:2], np.zeros((1, DIM), np.float32)])
+BROKEN = np.concatenate([ROWS[:2], np.full((1, DIM), np.nan, np.float32)])
+NAMES = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (ROWS[:2], ROWS, NAMES), (ROWS, ROWS[:2], NAMES), (ROWS[:, :5], ROWS, NAMES), (ROWS, ROWS[:, :5], NAMES),
+        (HOLED, ROWS, NAMES), (ROWS, HOLED, NAMES), (BROKEN, ROWS, NAMES), (ROWS, BROKEN, NAMES),
+        (ROWS, ROWS, ["a", "b", "a"]), (ROWS, ROWS, ["a", "", "c"]), (ROWS, ROWS, ["a", "b", "k7"]),
+        (ROWS, ROWS, NAMES, ["one"]), (ROWS, ROWS, NAMES, None, [{}]),
+    ],
+)  # fmt: skip
+def test_an_add_that_does_not_fit_adds_nothing(make: Make, arguments: Any) -> None:
+    memory, images, _ = filled(make)
+    with pytest.raises(reco.Error):
+        memory.add(*arguments)
+    assert len(memory) == 60 and memory.search(images, 1).keys == [[f"k{i}"] for i in range(60)]
+    for key in NAMES:
+        with pytest.raises(reco.Error, match=key):
+            memory.get(key)
+    memory.add(ROWS, ROWS, NAMES)  # none of the keys was taken
+    assert len(memory) == 63
+
+
+def test_a_remove_that_does_not_fit_removes_nothing(make: Make) -> None:
+    memory, images, _ = filled(make)
+    for keys in (["k0", "missing"], ["missing", "k0"]):
+        with pytest.raises(reco.Error, match="missing"):
+            memory.remove(keys)
+    assert len(memory) == 60 and memory.search(images[:1], 1).keys == [["k0"]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "options"),
+    [
+        (ROWS, {"k": 0}), (ROWS, {"k": -1}), (ROWS[:, :5], {}), (HOLED, {}), (BROKEN, {}),
+        (ROWS, {"modality": "sound"}), (ROWS, {"exclude_keys": [["k1"]] * 2}),
+        (ROWS, {"where": "this ( is no condition"}),
+    ],
+)  # fmt: skip
+def test_a_search_that_does_not_fit(make: Make, queries: Any, options: Any) -> None:
+    memory, images, _ = filled(make)
+    with pytest.raises((reco.Error, ValueError) if "modality" in options else reco.Error):
+        memory.search(queries, **options)
+    assert memory.search(images[:1], 1).keys == [["k0"]]
+
+
+def test_an_option_works_or_is_refused(make: Make) -> None:
+    """Never ignored: what an implementation lacks is an Error."""
+    memory, images, _ = filled(make)
+    where = {reco.Memory: "json_extract(metadata, '$.number') < 3", MilvusMemory: 'metadata["number"] < 3'}
+    wanted: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "only_keys": ({"only_keys": ["k1", "k2", "unknown"]}, {"k1", "k2"}),
+        "none of the keys": ({"only_keys": []}, set()),
+        "where": ({"where": where.get(type(memory), "anything")}, {"k0", "k1", "k2"}),
+        "exclude_keys": ({"exclude_keys": ["unknown", *(f"k{i}" for i in range(58))]}, {"k58", "k59"}),
+        "max_similarity": ({"max_similarity": -1.0}, set()),
+        "exact": ({"exact": True}, {f"k{i}" for i in range(60)}),
+        "effort": ({"effort": 100}, {f"k{i}" for i in range(60)}),
+    }
+    refused = set()
+    for name, (options, keys) in wanted.items():
+        try:
+            found = memory.search(images[:1], 60, **options)
+        except reco.Error:
+            refused.add(name)
+            continue
+        assert {key for key in found.keys[0] if key} == keys, name
+    lacks = {"only_keys", "none of the keys", "where"} if isinstance(memory, ListMemory) else set()
+    assert refused == lacks
+
+
+def test_exact_is_refused_where_an_index_rounds(tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite")
+    memory = MilvusMemory.create(str(tmp_path / "m.db"), "m", DIM, index="HNSW", index_params={"M": 8})
+    memory.add(ROWS, ROWS, NAMES)
+    with pytest.raises(reco.Error, match="has the index HNSW: exact search needs FLAT"):
+        memory.search(ROWS, 1, exact=True)
+    assert memory.search(ROWS[:1], 1, effort=4).keys[0][0] in NAMES
+
+
 def test_an_empty_memory_finds_nothing(make: Make) -> None:
     found = make("").search(pairs(2, 0)[0], 3)
     assert found.keys == [["", "", ""]] * 2 and (found.rows == -1).all() and not found.partners.any()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a Milvus collection has: imports, a server that fails, filters. The rest is in test_memory_base."""
+"""What only a Milvus collection has: a server that fails, filters, facts. The rest is in test_memory_base."""
 
 from __future__ import annotations
 
+import pickle
 import socket
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from reco.embedding import Embeddings
 from reco.embedding_folder import write_shard
 from reco.exchange import import_embeddings
 from reco.milvus import MilvusMemory
+from reco.milvus_import import Import
 
 pytest.importorskip("milvus_lite")
 
@@ -67,7 +69,7 @@ def test_equals_a_folder_after_an_import(uri: str, folder: Path, tmp_path: Path)
     import_embeddings(local, folder, progress=False)
     remote = MilvusMemory.create(uri, "icons", DIM, "e")
     assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
-    assert remote.import_embeddings(folder, progress=False) == 120 == len(remote)
+    assert remote.import_embeddings(folder, progress=False) == 0 and len(remote) == 120
     queries = pairs(30, 9).images.astype(np.float32)
     for side in ("image", "text"):
         for options in ({}, {"max_similarity": 0.4}, {"exclude_keys": [["0-1", "2-3"]] * 30}):
@@ -98,52 +100,11 @@ def test_filters_are_milvus_own(uri: str, folder: Path) -> None:
         memory.search(queries, 2, where="this is no expression")
 
 
-def test_an_interrupted_import_never_looks_whole(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MilvusMemory.create(uri, "icons", DIM)
-    write = MilvusMemory.upsert
-    written: list[Any] = []
-
-    def stop_in_the_second_shard(self: MilvusMemory, *arguments: Any) -> None:
-        if len(written) == 1:
-            write(self, *(rows[:5] for rows in arguments))
-            raise KeyboardInterrupt
-        written.append(arguments[2])
-        write(self, *arguments)
-
-    monkeypatch.setattr(MilvusMemory, "upsert", stop_in_the_second_shard)
-    with pytest.raises(KeyboardInterrupt):
-        memory.import_embeddings(folder, progress=False)
-    monkeypatch.undo()
-    for half in (memory, MilvusMemory(uri, "icons")):
-        with pytest.raises(reco.Error, match="has not ended"):
-            half.search(pairs(1).images, 1)
-    sizes: list[int] = []
-
-    def count(self: MilvusMemory, *arguments: Any) -> None:
-        sizes.append(len(arguments[2]))
-        write(self, *arguments)
-
-    monkeypatch.setattr(MilvusMemory, "upsert", count)
-    assert half.import_embeddings(folder, progress=False) == 120 == len(half)
-    assert sizes == [40, 40]  # the first shard was whole
-    assert half.search(pairs(1).images, 1).keys == [["0-0"]]
-
-
-def test_an_import_is_read_back(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MilvusMemory.create(uri, "icons", DIM)
-    write = MilvusMemory.upsert
-    monkeypatch.setattr(MilvusMemory, "upsert", lambda self, images, *more: write(self, -images, *more))
-    with pytest.raises(reco.Error, match="does not give back"):
-        memory.import_embeddings(folder, progress=False)
-    monkeypatch.undo()
-    write_shard(folder, 3, pairs(40, 0))  # keys that are there
-    with pytest.raises(reco.Error, match="twice"):
-        memory.import_embeddings(folder, progress=False)
-
-
-def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
+def test_a_server_that_stumbles_is_asked_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymilvus.exceptions import MilvusException
 
+    # No second has gone by since the facts were read, however slow the machine: a search is one request.
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 600.0)
     some = pairs(20)
     memory = MilvusMemory.create(uri, "icons", DIM)
     down = MilvusException(code=2, message="server unavailable")
@@ -163,6 +124,17 @@ def test_a_server_that_stumbles_is_asked_again(uri: str) -> None:
     with pytest.raises(reco.Error, match="wrong"):
         memory.search(some.images, 1)
     assert flaky.calls == 1  # the server said no: it is not asked again
+    memory._store.timeout = 60.0
+    starting = MilvusException(code=1, message="service not ready[proxy=1]: Initializing")
+    flagged = MilvusException(code=1, message="wait")
+    flagged._retriable = True  # as newer ones are that come from such a server
+    for error in (starting, flagged):
+        memory._store.client = flaky = Flaky(client, [error, error])
+        assert memory.search(some.images[:1], 1).keys == [["0-0"]] and flaky.calls > 3
+    memory._store.client = flaky = Flaky(client, [MilvusException(code=1, message="no such field")] * 3)
+    with pytest.raises(reco.Error, match="no such field"):
+        memory.search(some.images, 1)
+    assert flaky.calls == 1
     memory._store.client = client
     assert memory.search(some.images[:1], 1).keys == [["0-0"]]
 
@@ -175,8 +147,9 @@ def test_others_change_the_collection(uri: str, folder: Path, monkeypatch: pytes
     other = MilvusMemory(uri, "icons")
     query = pairs(1).images
     assert other.search(query, 1).keys == [["0-0"]]
+    write_shard(folder, 3, pairs(40, 3))
     with monkeypatch.context() as broken:
-        broken.setattr(MilvusMemory, "_verify", lambda *arguments: 1 / 0)
+        broken.setattr(Import, "_verify", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             memory.import_embeddings(folder, progress=False)
     with pytest.raises(reco.Error, match="has not ended"):
@@ -188,6 +161,34 @@ def test_others_change_the_collection(uri: str, folder: Path, monkeypatch: pytes
     MilvusMemory.create(uri, "icons", DIM, "two")
     with pytest.raises(reco.Error, match="another collection by now: expected encoder one, found two"):
         other.search(query, 1)
+
+
+def test_one_that_was_made_anew(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, encoder, width, type and index it is the same."""
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 0.0)
+    memory, query = MilvusMemory.create(uri, "icons", DIM, "one"), pairs(1).images
+    packed = pickle.dumps(memory)
+    assert pickle.loads(packed).search(query, 1).keys == [[""]]
+    for name in ("icons", "icons_reco"):
+        memory._store.client.drop_collection(name)
+    MilvusMemory.create(uri, "icons", DIM, "one")
+    with pytest.raises(reco.Error, match="another collection by now: expected id .*, found .*"):
+        memory.search(query, 1)
+    with pytest.raises(reco.Error, match="another collection by now: expected id"):
+        pickle.loads(packed)
+
+
+def test_one_that_has_no_id(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were made before."""
+    monkeypatch.setattr("reco.milvus_collection._FRESH", 0.0)
+    made = MilvusMemory.create(uri, "icons", DIM, "one")
+    facts = {name: value for name, value in made._store.facts.items() if name != "id"}
+    made._store.write_note(0, facts)
+    some, memory = pairs(3), MilvusMemory(uri, "icons")
+    memory.add(some.images, some.texts, some.keys)
+    assert pickle.loads(pickle.dumps(memory)).search(some.images, 1).keys == [["0-0"], ["0-1"], ["0-2"]]
+    with pytest.raises(reco.Error, match="another collection by now: expected id"):
+        made.search(some.images, 1)
 
 
 @pytest.mark.parametrize("copies", [7, 40])
@@ -226,12 +227,40 @@ def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         MilvusMemory("x.db", "icons")
 
 
+def test_a_server_that_is_starting_is_waited_for(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pymilvus
+    from pymilvus.exceptions import MilvusException
+
+    MilvusMemory.create(uri, "icons", DIM)
+    client, asked = pymilvus.MilvusClient, []
+
+    def starting(*where: Any, **options: Any) -> Any:
+        asked.append(options["timeout"])
+        if len(asked) < 3:
+            raise MilvusException(code=1, message="service not ready[proxy=1]: Initializing")
+        return client(*where, **options)
+
+    monkeypatch.setattr("reco.milvus_collection._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(pymilvus, "MilvusClient", starting)
+    assert len(MilvusMemory(uri, "icons")) == 0 and len(asked) == 3
+    asked.clear()
+    monkeypatch.setattr("reco.milvus_collection._LONGEST_PAUSE", 5.0)
+    with pytest.raises(reco.Error, match="no Milvus at .*: service not ready"):
+        MilvusMemory(uri, "icons", timeout=1)
+    assert len(asked) == 1
+
+
 def test_what_does_not_fit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(reco.Error, match="is not there"):
         MilvusMemory(uri, "icons")
     memory = MilvusMemory.create(uri, "icons", DIM, "encoder one")
     with pytest.raises(reco.Error, match="there already"):
         MilvusMemory.create(uri, "icons", DIM)
+    with pytest.raises(reco.Error, match="expected dtype 'float32' or 'float16', got 'half'"):
+        MilvusMemory.create(uri, "other", DIM, dtype="half")  # type: ignore[arg-type]
+    with pytest.raises(reco.Error, match="expected a dim of at least 1, got 0"):
+        MilvusMemory.create(uri, "other", 0)
+    assert not memory._store.client.has_collection("other")
     with pytest.raises(reco.Error, match="made with encoder encoder one, expected two"):
         MilvusMemory(uri, "icons", encoder="two")
     with pytest.raises(reco.Error, match="lacks facts"):

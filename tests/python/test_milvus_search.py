@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 import reco
+import reco.milvus_collection
 import reco.milvus_search
 from reco._core import _scores, _unit_rows
+from reco.embedding import Embeddings
+from reco.embedding_folder import write_shard
+from reco.exchange import import_embeddings
 from reco.milvus import MilvusMemory
-from reco.milvus_search import rounding
+from reco.milvus_search import effort_params, rounding
 
 pytest.importorskip("milvus_lite")
 
@@ -206,6 +210,123 @@ def test_scores_are_a_folders(tmp_path: Path, dim: int) -> None:
         assert np.abs(sums - _scores(unit[0], halves)).max() <= rounding(dim, "float32")
     rounded = halves @ unit[0].astype(np.float16).astype(np.float32)
     assert np.abs(rounded - _scores(unit[0], halves)).max() <= rounding(dim, "float16")
+
+
+class Graph:
+    """A client of a server that refuses to look at fewer rows of a graph than are to be found, as Milvus does."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.asked = client, []  # type: ignore[var-annotated]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def search(self, *names: Any, limit: int, search_params: Any, **options: Any) -> Any:
+        from pymilvus.exceptions import MilvusException
+
+        (effort,) = search_params["params"].values()
+        self.asked.append((limit, search_params["params"]))
+        if effort < limit:
+            raise MilvusException(code=1100, message=f"ef({effort}) should be larger than k({limit})")
+        return self.client.search(*names, limit=limit, search_params={"metric_type": "IP"}, **options)
+
+
+@pytest.mark.parametrize(("index", "name"), [("HNSW", "ef"), ("DISKANN", "search_list")])
+def test_effort_is_no_less_than_what_is_asked_for(
+    memories: tuple[reco.Memory, MilvusMemory], index: str, name: str
+) -> None:
+    local, remote = memories
+    query, store = local.embeddings("image", [0]), remote._store
+    store.facts["index"], store.client = index, Graph(store.client)
+    store._take = lambda facts: None  # type: ignore[method-assign]
+    for effort in (12, 30):
+        options: dict[str, Any] = {"k": 10, "exclude_keys": [f"k{i}" for i in range(20)]}
+        assert_same(local.search(query, **options), remote.search(query, effort=effort, **options))
+    assert store.client.asked[0] == (34, {name: 34}) and len({limit for limit, _ in store.client.asked}) > 1
+
+
+@pytest.mark.parametrize(
+    ("index", "params"),
+    [
+        ("FLAT", {}), ("AUTOINDEX", {}), ("HNSW", {"ef": 20}), ("HNSW_SQ", {"ef": 20}),
+        ("IVF_FLAT", {"nprobe": 8}), ("IVF_SQ8", {"nprobe": 8}), ("SCANN", {"nprobe": 8}),
+        ("DISKANN", {"search_list": 20}),
+    ],
+)  # fmt: skip
+def test_what_an_index_calls_effort(index: str, params: dict[str, int]) -> None:
+    assert effort_params(index, 8, 20) == params
+    assert effort_params(index, 0, 20) == {}
+    if params and "nprobe" not in params:
+        assert list(effort_params(index, 64, 20).values()) == [64]
+
+
+class Halves:
+    """A client of a server with float16 vectors, over one without, whose searches cannot bring them along.
+
+    So it is with the engine of Milvus 2.5. In requests they are arrays of float16, in answers their bytes.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def create_collection(self, name: str, schema: Any, **options: Any) -> None:
+        from pymilvus import DataType
+
+        for field in schema.fields:
+            if field.dtype == DataType.FLOAT16_VECTOR:
+                field._dtype = DataType.FLOAT_VECTOR
+        self.client.create_collection(name, schema=schema, **options)
+
+    def upsert(self, name: str, data: list[dict[str, Any]], **options: Any) -> Any:
+        return self.client.upsert(name, data=[self._wide(row) for row in data], **options)
+
+    def _wide(self, row: dict[str, Any]) -> dict[str, Any]:
+        sides = {side: row[side] for side in ("image", "text") if side in row}
+        assert all(values.dtype == np.float16 for values in sides.values())
+        return row | {side: values.astype(np.float32) for side, values in sides.items()}
+
+    def search(self, *names: Any, data: list[Any], output_fields: list[str], **options: Any) -> Any:
+        assert not {"image", "text"} & set(output_fields)
+        assert all(row.dtype == np.float16 for row in data)
+        wide = [row.astype(np.float32) for row in data]
+        return self.client.search(*names, data=wide, output_fields=output_fields, **options)
+
+    def query(self, *names: Any, **options: Any) -> Any:
+        return [dict(row) | self._narrow(row) for row in self.client.query(*names, **options)]
+
+    def _narrow(self, row: Any) -> dict[str, list[bytes]]:
+        sides = [side for side in ("image", "text") if side in row]
+        return {side: [np.asarray(row[side], np.float32).astype(np.float16).tobytes()] for side in sides}
+
+
+def test_vectors_of_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored, given back, searched, imported: as from a folder."""
+    connect = reco.milvus_collection._connect
+    monkeypatch.setattr("reco.milvus_collection._connect", lambda *where: Halves(connect(*where)))
+    local = reco.Memory.create(tmp_path / "local", DIM)
+    remote = MilvusMemory.create(str(tmp_path / "m.db"), "m", DIM, dtype="float16")
+    images, texts = near_ties(PAIRS, 1), duplicates(PAIRS, 2)
+    keys = [f"k{i}" for i in range(PAIRS)]
+    for memory in (local, remote):
+        memory.add(images[:150], texts[:150], keys[:150])
+    rest = [_unit_rows(rows, "test", "rows") for rows in (images[150:], texts[150:])]  # rounded as they are written
+    write_shard(tmp_path / "in", 0, Embeddings(rest[0], rest[1], keys[150:], [""] * 250, [{}] * 250))
+    assert import_embeddings(local, tmp_path / "in", progress=False) == 250
+    assert remote.import_embeddings(tmp_path / "in", progress=False) == 250
+    for side in ("image", "text"):
+        rows = queries_of(local, side)
+        for options in ({}, {"partners": False}, {"exclude_keys": keys[:40]}, {"max_similarity": 0.9}):
+            assert_same(local.search(rows, 7, side, **options), remote.search(rows, 7, side, **options))
+        found = remote.search(rows, 7, side)
+        np.testing.assert_array_equal(
+            remote.embeddings(side, found.rows[0]), local.embeddings(side, local.search(rows, 7, side).rows[0])
+        )
+    again = MilvusMemory(str(tmp_path / "m.db"), "m")
+    np.testing.assert_array_equal(again.get("k7").image_embedding, local.get("k7").image_embedding)
+    assert "float16" in again._store.facts.values()
 
 
 def test_what_does_not_fit() -> None:

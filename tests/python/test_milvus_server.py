@@ -157,19 +157,19 @@ def test_an_import_in_whose_middle_the_server_dies(
     server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
     memory = MilvusMemory.create(server.uri, "icons", DIM, timeout=60 if comes_back else 3)
-    upsert = MilvusMemory.upsert
+    write = MilvusMemory._write
     begun: list[Any] = []
 
     def dies_in_the_second(self: MilvusMemory, *arguments: Any) -> None:
         begun.append(arguments)
         if len(begun) == 2:
-            upsert(self, *(rows[:15] for rows in arguments))
+            write(self, *(rows[:15] for rows in arguments))
             server.kill()
             if comes_back:
                 begun.append(server.start_later(0.5))
-        upsert(self, *arguments)
+        write(self, *arguments)
 
-    monkeypatch.setattr(MilvusMemory, "upsert", dies_in_the_second)
+    monkeypatch.setattr(MilvusMemory, "_write", dies_in_the_second)
     if comes_back:
         assert memory.import_embeddings(folder, progress=False) == 120
         begun[2].join()
@@ -181,7 +181,7 @@ def test_an_import_in_whose_middle_the_server_dies(
     memory = MilvusMemory(server.uri, "icons")
     with pytest.raises(reco.Error, match="has not ended"):
         memory.search(pairs(1).images, 1)
-    assert memory.import_embeddings(folder, progress=False) == 120
+    assert memory.import_embeddings(folder, progress=False) == 65  # not the 40 and 15 that are there
     return assert_holds(memory, folder, tmp_path)
 
 

@@ -26,6 +26,7 @@ MODULES = [
     "reco.embedding",
     "reco.embedding_cluster",
     "reco.embedding_folder",
+    "reco.embedding_source",
     "reco.evaluation",
     "reco.exchange",
     "reco.explanation",

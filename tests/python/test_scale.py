@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,32 @@ def test_a_network_adds_round_trips_and_bytes(scale: Any) -> None:
     assert scale.network_ms(0.0, 10.0, 256) == pytest.approx(256 * scale.network_ms(0.0, 10.0))
 
 
+def test_the_choice_says_how_sure_it_is(scale: Any) -> None:
+    """Intervals of both, and Milvus where it was measured."""
+    noise = [1.1, 0.9, 1.05, 0.95]
+    rows = [10**4, 10**5, 10**6, 10**7]
+    results = [
+        {"system": f"folder, {kind}", "rows": n, "one_ms": a * n**0.5 * e}
+        for kind, a in (("exact", 1e-2), ("IVF", 1e-3))
+        for n, e in zip(rows, noise, strict=True)
+    ]
+    results += [
+        {"system": f"Milvus {name}", "rows": 10**5, "one_ms": ms} for name, ms in (("Lite", 160.0), ("server", 25.5))
+    ]
+    options = SimpleNamespace(index="IVF", gigabytes=64, round_trip_ms=0.5, gigabits=10.0)
+    lines = scale.choice_table(results, [10**5, 10**9], options)
+    head, small, large = (dict(enumerate(cell.strip() for cell in lines[i].strip("|").split("|"))) for i in (0, 2, 3))
+    assert (head[6], small[6], large[6]) == ("Milvus, measured, ms", "25.5 (server)", "–")
+    assert (small[7], large[7]) == ("a folder", "a cluster, or a folder on 2,731 GB")
+    for cells, pairs, nodes in ((small, 10**5, 1), (large, 10**9, 43)):
+        listed = scale.fitted(results, "folder, IVF", "one_ms", pairs)
+        assert cells[3] == scale.interval(listed) and "to" in cells[2] and cells[4] == str(nodes)
+        part = scale.fitted(results, "folder, IVF", "one_ms", pairs // nodes)
+        value, low, high = (float(text) for text in re.findall(r"[\d.]+", cells[5]))
+        assert low < value < high and value == pytest.approx(part[0] + scale.network_ms(0.5, 10.0), rel=5e-3)
+        assert high - value == pytest.approx(part[2] - part[0], rel=2e-2)
+
+
 def test_a_run_is_gone_on_with(
     scale: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,3 +90,11 @@ def test_a_run_is_gone_on_with(
     monkeypatch.setattr(scale, "measure_milvus", lambda *arguments: 1 / 0)
     scale.main()
     assert capsys.readouterr().out == first
+
+
+def test_what_an_import_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    cells = importlib.import_module("imports").measure(400).strip("| ").split(" | ")
+    assert cells[0] == "400" and len(cells) == 4
+    ours, theirs, clock = (float(cell.replace(",", "")) for cell in cells[1:])
+    assert min(ours, theirs, clock) > 0
