@@ -27,6 +27,7 @@ from PIL import Image
 import reco
 from reco.cli import main
 from reco.datasets import Sample, read_samples
+from reco.embedding import embed_batches
 from reco.embedding_folder import Summary, embed_to_folder, read_folder
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,10 @@ def test_layout(clip: reco.Clip, folder: Path, samples: list[Sample], tmp_path: 
     assert table.schema.names == ["key", "image_path", "caption", "number", "tags", "concept"]
     assert table.to_pylist()[0] == {
         "key": "025", "image_path": str(folder / "025.webp"), "caption": samples[25].caption,
-        "number": 25, "tags": '["a", 25]', "concept": samples[25].caption,
+        "number": "25", "tags": '["a", 25]', "concept": samples[25].caption,
+    }  # fmt: skip
+    assert read_folder(tmp_path / "out").metadata[25] == {  # as the collection has it
+        "image_path": str(folder / "025.webp"), "number": 25, "tags": ["a", 25], "concept": samples[25].caption,
     }  # fmt: skip
 
 
@@ -227,21 +231,30 @@ def test_a_shard_without_rows_has_no_files(
     assert quiet(clip, [], tmp_path / "empty") == Summary(0, 0, 0, 0, True)
 
 
-def test_metadata_of_any_kind(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
-    values: list[Any] = [None, 1, 2.5, "s", True, {"a": [1]}, 2**70, "\ud800", [None], float("inf")]
-    mixed = [
-        Sample(
-            str(i), samples[0].image, "", {"any": v, "int": i, "number": [1, 2.5][i % 2], "key": "lost", "\ud801": i}
-        )
-        for i, v in enumerate(values)
-    ]
-    quiet(clip, mixed, tmp_path / "out")
-    table = pq.read_table(tmp_path / "out/metadata/metadata_00000.parquet")
-    assert [str(kind) for kind in table.schema.types] == ["string"] * 4 + ["int64", "double", "int64"]
-    assert table["any"].to_pylist() == [
-        None, "1", "2.5", "s", "true", '{"a": [1]}', str(2**70), "\ufffd", "[null]", "Infinity",
-    ]  # fmt: skip
-    assert table["key"].to_pylist() == [str(i) for i in range(len(values))]
+def test_batches_are_bounded_by_bytes(clip: reco.Clip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever an image is given as; a path holds nothing yet."""
+    monkeypatch.setattr("reco.embedding_folder.BATCH_BYTES", 40_000)
+    monkeypatch.setattr("reco.embedding.BATCH_BYTES", 40_000)
+    pixels = np.zeros((70, 90, 3), np.uint8)  # 18,900 bytes
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    (tmp_path / "a.bmp").write_bytes(buffer.getvalue())
+    sizes: list[int] = []
+
+    class Watched:
+        fingerprint, dtype, encode_texts = clip.fingerprint, clip.dtype, staticmethod(clip.encode_texts)
+
+        def encode_images(self, images: Any, *arguments: Any) -> Any:
+            sizes.append(len(images))
+            return clip.encode_images(images, *arguments)
+
+    kinds = {"array": pixels, "PIL": Image.fromarray(pixels), "bytes": buffer.getvalue(), "path": tmp_path / "a.bmp"}
+    for kind, image in kinds.items():
+        given = [Sample(str(i), image) for i in range(7)]
+        sizes.clear()
+        quiet(Watched(), given, tmp_path / kind)  # type: ignore[arg-type]
+        list(embed_batches(Watched(), given))  # type: ignore[arg-type]
+        assert sizes == ([7, 7] if kind == "path" else [3, 3, 1] * 2), kind
 
 
 def big_collection(path: Path, samples: list[Sample]) -> Path:
