@@ -204,6 +204,40 @@ def test_a_folder_that_serves_both(tmp_path: Path) -> None:
     assert reco.Clip.load(folder).fingerprint == named.fingerprint
 
 
+def test_a_folder_of_timms(tmp_path: Path) -> None:
+    """timm has its own config.json, and the weights of the image tower alone, beside open_clip's files."""
+    torch.manual_seed(7)
+    settings = small()
+    model = clip_reference.Clip(settings)
+    folder = save(tmp_path / "timm", model, settings)
+    facts = {"architecture": "vit_base_patch32_clip_224", "num_classes": 512, "pretrained_cfg": {"tag": "openai"}}
+    (folder / "config.json").write_text(json.dumps(facts))
+    save_file({"cls_token": torch.zeros(1, 1, 128)}, folder / "model.safetensors")
+    clip = assert_equal(folder, model, IMAGES[:2])
+    assert clip.info()["format"] == "open_clip"
+    assert clip.fingerprint == reco.Clip.load(folder / "open_clip_config.json").fingerprint
+    assert reco.Preprocess.load(folder).torchvision_crop and reco.Tokenizer.load(folder).cleaning == "open_clip lower"
+    (folder / "open_clip_config.json").unlink()
+    with pytest.raises(reco.Error, match="config.json must have model_type .* timm's architecture 'vit_base_patch32_c"):
+        reco.Clip.load(folder)
+
+
+def test_hugging_faces_folder_without_a_model_type(tmp_path: Path) -> None:
+    """Its towers tell, beside open_clip's files too."""
+    folder = shutil.copytree(ICONS, tmp_path / "icons")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "model_type"}))
+    save(folder, clip_reference.Clip(small()), small())
+    assert reco.Clip.load(folder).fingerprint == reco.Clip.load(ICONS).fingerprint
+    for content, message in (("{}", "neither that nor towers"), ('{"architecture": "resnet50"}', "'resnet50'")):
+        (folder / "config.json").write_text(content)
+        assert reco.Clip.load(folder).dim == 48
+        (folder / "open_clip_config.json").rename(tmp_path / "away.json")
+        with pytest.raises(reco.Error, match=message):
+            reco.Clip.load(folder)
+        (tmp_path / "away.json").rename(folder / "open_clip_config.json")
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
