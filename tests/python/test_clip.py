@@ -240,6 +240,14 @@ def test_other_formats_through_pil(clip: reco.Clip, tmp_path: Path) -> None:
         np.testing.assert_array_equal(clip.encode_images(path.read_bytes()), expected)
     (tmp_path / "image").write_bytes(encoded(image, "PNG"))
     np.testing.assert_array_equal(clip.encode_images(tmp_path / "image"), expected)
+    for format in ("GIF", "BMP", "PNG"):  # by its content, whatever the name says
+        data = encoded(image.quantize(64), format)
+        (tmp_path / "wrong.jpg").write_bytes(data)
+        by_path, by_bytes = clip.encode_images([tmp_path / "wrong.jpg"]), clip.encode_images(data)
+        np.testing.assert_array_equal(by_path, by_bytes, format)
+    (tmp_path / "wrong.jpg").write_bytes(b"GIF89a, or so it says")
+    with pytest.raises(reco.Error, match="wrong.jpg' is neither JPEG, PNG nor WebP, and PIL cannot read it"):
+        clip.encode_images([tmp_path / "wrong.jpg"])
     alpha = image.convert("RGBA")
     np.testing.assert_array_equal(clip.encode_images([alpha]), expected)
 
