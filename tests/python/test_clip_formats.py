@@ -467,5 +467,17 @@ def test_damaged_archives(tiny_archive: Path, tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(reco.Error, match="damaged.pt"):
             reco.Clip.load(path)
+
+
+def test_an_archive_alone(tiny_archive: Path, tmp_path: Path) -> None:
+    """The vocabulary is the library's; a part of another one is never filled up with it."""
+    (tmp_path / "alone").mkdir()
+    clip = reco.Clip.load(shutil.copy(tiny_archive, tmp_path / "alone/tiny.pt"))
+    given = reco.Clip.load(tiny_archive)
+    assert clip.fingerprint == given.fingerprint and clip.info()["tokenizer"] == given.info()["tokenizer"]
+    np.testing.assert_array_equal(clip.encode_texts(TEXTS), given.encode_texts(TEXTS))
+    shutil.copy(ICONS / "merges.txt", tmp_path / "alone")
     with pytest.raises(reco.Error, match="must have tokenizer.json, or vocab.json and merges.txt"):
-        reco.Clip.load(shutil.copy(tiny_archive, tmp_path.parent / "alone.pt"))
+        reco.Clip.load(tmp_path / "alone/tiny.pt")
+    with pytest.raises(reco.Error, match="absent.pt"):
+        reco.Tokenizer.load(tmp_path / "absent.pt")
