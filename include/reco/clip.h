@@ -43,7 +43,8 @@ class RECO_API Clip {
   ///   - Hugging Face's CLIP and SigLIP folders: config.json, model.safetensors (or its sharded index, or
   ///     pytorch_model.bin), preprocessor_config.json or processor_config.json, and the tokenizer's files;
   ///   - open_clip's folders: open_clip_config.json, open_clip_model.safetensors (or open_clip_pytorch_model.bin) and,
-  ///     unless the vocabulary is CLIP's, the tokenizer's files. A folder that serves both is taken as Hugging Face's;
+  ///     unless the vocabulary is CLIP's, the tokenizer's files; image towers are ViT, ModifiedResNet, and timm's of
+  ///     SigLIP, by timm_model_name. A folder that serves both is taken as Hugging Face's;
   ///     the path of its open_clip_config.json means open_clip. timm's config.json beside it (an `architecture`, no
   ///     model_type) is none of Hugging Face's;
   ///   - OpenAI's archives (.pt, TorchScript).
