@@ -228,7 +228,7 @@ def test_only_what_is_needed_of_a_parquet_table_is_read(tmp_path: Path, monkeypa
     """Few rows at a time where they are large; no row group of others; no bytes but the images'."""
     image = np.random.default_rng(0)
     rows = [
-        {"key": f"k{i}", "jpg": image.bytes(100_000), "text": f"{i}".encode(), "size": i, "sound": {"bytes": b"s"}}
+        {"key": b"k%d" % i, "jpg": image.bytes(100_000), "text": b"%d" % i, "size": i, "sound": {"bytes": b"s"}}
         for i in range(40)
     ]
     path = tmp_path / "t.parquet"

@@ -256,7 +256,8 @@ class Table:
         at = 0
         try:
             with pq.ParquetFile(self._path, buffer_size=1 << 20) as table:
-                columns = [n for n in table.schema_arrow.names if n not in self._bytes - {self._image, self._caption}]
+                left_out = self._bytes - {self._image, self._caption, "key"}
+                columns = [name for name in table.schema_arrow.names if name not in left_out]
                 for number in range(table.num_row_groups):
                     group = table.metadata.row_group(number)
                     if not any(map(wanted, range(at, at + group.num_rows))):
@@ -282,7 +283,7 @@ class Table:
         key = f"{self._path.stem}-{i}"
         if isinstance(row, str):
             return Fault(key, str(self._path), row)
-        key = str(row.get("key") or key)
+        key = _text(row.get("key")) or key
         image = row[self._image]
         path = image.get("path") if isinstance(image, dict) else None if isinstance(image, bytes) else image
         content = image.get("bytes") if isinstance(image, dict) else image if isinstance(image, bytes) else None
