@@ -83,7 +83,7 @@ make_environment() {
 # --- build and install -----------------------------------------------------------------------------------------------
 # Everything that goes into the build or the package.
 source_state() {
-  find CMakeLists.txt cmake include src python tests examples/cpp pyproject.toml -type f \
+  find CMakeLists.txt cmake include src python tests examples/cpp examples/icons/clip/merges.txt pyproject.toml -type f \
     ! -name '*.pyc' ! -path 'tests/python/*' -print0 2> /dev/null | sort -z | xargs -0 sha256sum | sha256sum
 }
 

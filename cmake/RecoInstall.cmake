@@ -27,6 +27,8 @@ endfunction()
 if(RECO_LIBRARY_TYPE STREQUAL SHARED)
   set_target_properties(reco PROPERTIES INSTALL_RPATH "$ORIGIN;${TORCH_INSTALL_PREFIX}/lib")
   reco_install(reco cpp "" ${TORCH_INSTALL_PREFIX}/lib)
+  install(FILES LICENSE examples/icons/clip/LICENSE-vocabulary.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/reco
+    COMPONENT cpp)
   file(RELATIVE_PATH RECO_PREFIX_OF_PC /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
   configure_file(cmake/reco.pc.in ${CMAKE_CURRENT_BINARY_DIR}/reco.pc @ONLY)
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/reco.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)

@@ -33,7 +33,7 @@ struct ClipFolder : ClipParts {
 /// model_cfg of an open_clip_config.json. Throws Error naming the key; of an architecture that does not run here, too.
 ClipConfig read_open_clip_config(const std::filesystem::path& file);
 
-/// One of OpenAI's archives; the tokenizer's files lie beside it. Throws Error naming what is missing or does not fit.
+/// One of OpenAI's archives; a vocabulary may lie beside it. Throws Error naming what is missing or does not fit.
 ClipFolder open_openai(const std::filesystem::path& file);
 
 /// The names of open_clip and OpenAI; text towers lie at the top, or under `text.` in open_clip's custom_text models.

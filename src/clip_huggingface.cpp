@@ -4,6 +4,7 @@
 
 #include "clip_config.h"
 #include "clip_json.h"
+#include "model_format.h"
 
 namespace reco {
 
@@ -97,7 +98,10 @@ ClipConfig read_siglip(const ClipSection& root) {
 ClipConfig ClipConfig::load(const std::filesystem::path& file) {
   const nlohmann::json content = io::read_json_object(file, ClipSection::kTag, kMaxConfigBytes);
   const ClipSection root(content, file.string());
-  std::string type = "clip";
+  std::string type = "clip", architecture;
+  root.text("architecture", architecture);
+  check(is_hugging_face_config(content), root.kTag, root.where(), " must have model_type 'clip' or 'siglip', got ",
+        architecture.empty() ? "neither that nor towers" : "timm's architecture '" + architecture + "'");
   root.text("model_type", type);
   check(type == "clip" || type == "siglip", root.kTag, root.where(), ": the architecture '", type,
         "' is not supported; model_type must be 'clip' or 'siglip'");

@@ -8,6 +8,7 @@
 
 #include "clip_folder.h"
 #include "clip_json.h"
+#include "clip_timm.h"
 
 namespace reco {
 
@@ -128,6 +129,13 @@ void read_vit(const ClipSection& section, bool quick_gelu, ClipVision& vision) {
   vision.pooling = pool == "avg" ? ImagePooling::mean : ImagePooling::class_token;
 }
 
+void read_vision(const ClipSection& section, bool quick_gelu, ClipVision& vision) {
+  if (is_timm(section)) return read_timm(section, vision);
+  const json* layers = section.find("layers");
+  const bool resnet = layers != nullptr && layers->is_array();
+  resnet ? read_resnet(section, vision) : read_vit(section, quick_gelu, vision);
+}
+
 // ---- names
 
 using Pair = std::pair<std::string_view, std::string_view>;
@@ -204,18 +212,18 @@ ClipConfig read_open_clip_config(const std::filesystem::path& file) {
   bool quick_gelu = false;
   model.flag("quick_gelu", quick_gelu);
   const ClipSection vision = model.section("vision_cfg");
-  refuse(vision, {"timm_model_name"});
+  read_vision(vision, quick_gelu, config.vision);
   read_text(model.section("text_cfg"), quick_gelu, config.text);
-  const json* layers = vision.find("layers");
-  layers != nullptr && layers->is_array() ? read_resnet(vision, config.vision)
-                                          : read_vit(vision, quick_gelu, config.vision);
+  check(config.vision.projection || config.projection_dim == config.vision.hidden_size, model.kTag, model.where(),
+        ".embed_dim must be the image tower's ", config.vision.hidden_size, ", got ", config.projection_dim);
   return config;
 }
 
 ClipNames open_clip_names(const ClipFiles& files, const ClipConfig& config) {
   const std::string text = files.tensors.count("text.token_embedding.weight") > 0 ? "text." : "";
-  return [text, linear = config.text.projection_bias](const std::string& name) {
-    return open_clip_name(name, text, linear);
+  const bool timm = config.vision.pooling == ImagePooling::attention;
+  return [text, timm, linear = config.text.projection_bias](const std::string& name) {
+    return timm && name.starts_with("vision_model.") ? timm_name(name) : open_clip_name(name, text, linear);
   };
 }
 

@@ -31,7 +31,9 @@ Shape stored_shape(Shape shape, const ClipTensorName& where) {
 }
 
 bool fits(const Shape& found, const Shape& expected) {
-  return found == expected || (expected.empty() && found == Shape{1});
+  Shape one = expected;
+  one.insert(one.begin(), 1);
+  return found == expected || (expected.size() != 1 && found == one);
 }
 
 std::string to_string(const Shape& shape) {
@@ -103,6 +105,7 @@ ClipWeights::ClipWeights(ClipFiles files, const Shapes& shapes, const ClipNames&
   std::set<std::string> dtypes;
   for (const auto& [name, shape] : shapes) {
     const ClipTensorName where = names(name);
+    join(where);
     const auto found = files_.tensors.find(where.name);
     if (found == files_.tensors.end()) {
       missing.push_back(where.name);
@@ -119,6 +122,20 @@ ClipWeights::ClipWeights(ClipFiles files, const Shapes& shapes, const ClipNames&
         " tensors:", to_lines(missing));
   check(wrong.empty(), kLoad, files_.path.string(), " does not fit its configuration:", to_lines(wrong));
   for (const std::string& dtype : dtypes) dtype_ += (dtype_.empty() ? "" : ", ") + dtype;
+}
+
+void ClipWeights::join(const ClipTensorName& where) {
+  const auto first = files_.tensors.find(where.name), last = files_.tensors.find(where.last);
+  if (first == files_.tensors.end() || last == files_.tensors.end()) return;
+  io::TensorView& whole = first->second;
+  const io::TensorView& more = last->second;
+  const bool alike = whole.dtype == more.dtype && !whole.shape.empty() && whole.shape.size() == more.shape.size() &&
+                     std::equal(whole.shape.begin() + 1, whole.shape.end(), more.shape.begin() + 1);
+  check(alike, kLoad, files_.path.string(), ": '", where.name, "' and '", where.last, "' do not fit each other");
+  std::vector<std::byte>& copy = copies_.emplace_back(whole.data.begin(), whole.data.end());
+  copy.insert(copy.end(), more.data.begin(), more.data.end());
+  whole.shape[0] += more.shape[0], whole.data = copy;
+  files_.tensors.erase(last);
 }
 
 io::TensorView ClipWeights::view(const io::TensorView& source, const ClipTensorName& where, const Shape& shape) {

@@ -31,13 +31,14 @@ struct ClipFiles {
   static ClipFiles open_archive(const std::filesystem::path& file);
 };
 
-/// Where a format keeps a tensor: under another name, as one of several equal parts stacked in the first dimension, or
-/// transposed.
+/// Where a format keeps a tensor: under another name, as one of several equal parts stacked in the first dimension,
+/// transposed, or with its last rows in a tensor of their own.
 struct ClipTensorName {
   std::string name;
   std::int64_t part = 0;
   std::int64_t parts = 1;
   bool transposed = false;
+  std::string last{};  ///< where the last rows are; empty: in the same
 };
 using ClipNames = std::function<ClipTensorName(const std::string&)>;
 
@@ -46,7 +47,8 @@ class ClipWeights {
   using Shapes = std::map<std::string, std::vector<std::int64_t>>;
 
   /// Checks that every tensor of `shapes` is there, has this shape and holds F32, F16, BF16 or F64; others are ignored,
-  /// and a scalar may be a list of one. Throws Error listing what is missing or does not fit.
+  /// a scalar may be a list of one, and a matrix a list of one matrix. Throws Error listing what is missing or does not
+  /// fit.
   ClipWeights(ClipFiles files, const Shapes& shapes, const ClipNames& names);
 
   /// One of the tensors asked for. The view lives as long as this object.
@@ -64,7 +66,10 @@ class ClipWeights {
                       const std::vector<std::int64_t>& shape);
 
   ClipFiles files_;
-  std::list<std::vector<std::byte>> copies_;  // of what is stored transposed
+  /// Both tensors of a name as one, in `files_`; nothing to do where there is one, or none.
+  void join(const ClipTensorName& where);
+
+  std::list<std::vector<std::byte>> copies_;  // of what is stored transposed or in two
   std::map<std::string, io::TensorView> tensors_;
   std::string dtype_;
 };

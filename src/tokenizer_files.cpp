@@ -306,22 +306,22 @@ TokenizerFiles read_hugging_face(const fs::path& folder) {
 
 // ---- open_clip and OpenAI
 
+/// The folder's vocabulary, or else CLIP's own: those projects have it in their packages, not beside their models.
+void read_any_vocabulary(const fs::path& folder, TokenizerFiles& files) {
+  for (const char* name : {"bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt"}) {
+    if (fs::exists(folder / name)) return read_simple_vocabulary(folder / name, files);
+  }
+  constexpr std::array others{"tokenizer.json", "vocab.json", "merges.txt"};
+  const bool brings = std::any_of(others.begin(), others.end(), [&](auto name) { return fs::exists(folder / name); });
+  if (!brings) return read_own_vocabulary(files);
+  read_vocabulary(folder, read_optional(folder / "tokenizer.json"), files);
+}
+
 TokenizerFiles read_simple(const fs::path& folder, Cleaning cleaning, std::vector<std::u32string> names) {
   TokenizerFiles files;
-  fs::path vocabulary = folder / "bpe_simple_vocab_16e6.txt.gz";
-  if (!fs::exists(vocabulary)) vocabulary = folder / "bpe_simple_vocab_16e6.txt";
-  if (fs::exists(vocabulary)) {
-    read_simple_vocabulary(vocabulary, files);
-  } else {
-    vocabulary = folder;
-    read_vocabulary(folder, read_optional(folder / "tokenizer.json"), files);
-  }
-  const auto id = [&](const char* token) {
-    const auto found = files.vocabulary.find(token);
-    check(found != files.vocabulary.end(), tag, "'", vocabulary.string(), "' must have the token '", token, "'");
-    return found->second;
-  };
-  files.start = id("<|startoftext|>"), files.end = id("<|endoftext|>"), files.pad = 0;
+  read_any_vocabulary(folder, files);
+  files.start = id_of(files, "<|startoftext|>", folder), files.end = id_of(files, "<|endoftext|>", folder);
+  files.pad = 0;
   files.size = static_cast<std::int64_t>(files.vocabulary.size());
   files.cleaning = cleaning;
   files.simple = std::move(names);
@@ -364,6 +364,8 @@ TokenizerFiles read_open_clip(const fs::path& folder) {
   }
   check(!text.contains("tokenizer_mode") || text["tokenizer_mode"].is_null(), tag,
         "'tokenizer_mode' is not supported, in '", file.string(), "'");
+  check(fs::exists(folder / "tokenizer.json") || fs::exists(folder / "vocab.json"), tag, "'", folder.string(),
+        "' must have tokenizer.json, or vocab.json and merges.txt, of the tokenizer ", io::brief(*name));
   TokenizerFiles files = read_hugging_face(folder);
   files.cleaning = read_cleaning(options, Cleaning::whitespace, file);
   return files;
@@ -376,6 +378,7 @@ TokenizerFiles read_tokenizer_files(const fs::path& path) {
     case ModelFormat::open_clip:
       return read_open_clip(model_folder(path));
     case ModelFormat::openai:
+      check(fs::exists(path), tag, "'", path.string(), "' does not exist");
       return read_simple(model_folder(path), Cleaning::lower, {U"<|startoftext|>", U"<|endoftext|>"});
     default:
       return read_hugging_face(path);

@@ -20,6 +20,9 @@ using nlohmann::json;
 
 constexpr const char* tag = "tokenizer.load";
 constexpr std::size_t max_bytes = std::size_t{1} << 28;
+constexpr char own_merges[] =
+#include "clip_merges.inc"
+    ;
 
 std::unordered_map<std::string, std::int64_t> parse_vocabulary(const json& object, const fs::path& file) {
   check(object.is_object() && !object.empty(), tag, "'", file.string(), "' must have a vocabulary {token: id, ...}");
@@ -101,6 +104,27 @@ std::vector<std::string> byte_symbols() {
   return symbols;
 }
 
+void parse_simple_vocabulary(std::string_view text, const fs::path& path, TokenizerFiles& files) {
+  constexpr std::size_t merges = 49'152 - 256 - 2;
+  const std::size_t first = std::min(text.find('\n'), text.size() - 1) + 1;
+  std::size_t end = first;
+  for (std::size_t i = 0; i < merges && end < text.size(); ++i) {
+    end = std::min(text.find('\n', end), text.size() - 1) + 1;
+  }
+  files.merges = parse_merge_lines(text.substr(first, end - first), path);
+  const auto add = [&](const std::string& token) {
+    files.vocabulary.emplace(token, static_cast<std::int64_t>(files.vocabulary.size()));
+  };
+  const auto symbols = byte_symbols();
+  for (const char* ending : {"", "</w>"}) {
+    for (const std::string& symbol : symbols) add(symbol + ending);
+  }
+  for (const auto& [left, right] : files.merges) add(left + right);
+  add("<|startoftext|>");
+  add("<|endoftext|>");
+  check_merges(files, path);
+}
+
 }  // namespace
 
 std::int64_t token_id(const json& value, const fs::path& file, const std::string& token) {
@@ -132,25 +156,11 @@ void read_vocabulary(const fs::path& folder, const std::optional<json>& tokenize
 }
 
 void read_simple_vocabulary(const fs::path& path, TokenizerFiles& files) {
-  constexpr std::size_t merges = 49'152 - 256 - 2;
-  const std::string text = read_gzip(path);
-  const std::size_t first = std::min(text.find('\n'), text.size() - 1) + 1;
-  std::size_t end = first;
-  for (std::size_t i = 0; i < merges && end < text.size(); ++i) {
-    end = std::min(text.find('\n', end), text.size() - 1) + 1;
-  }
-  files.merges = parse_merge_lines(std::string_view(text).substr(first, end - first), path);
-  const auto add = [&](const std::string& token) {
-    files.vocabulary.emplace(token, static_cast<std::int64_t>(files.vocabulary.size()));
-  };
-  const auto symbols = byte_symbols();
-  for (const char* ending : {"", "</w>"}) {
-    for (const std::string& symbol : symbols) add(symbol + ending);
-  }
-  for (const auto& [left, right] : files.merges) add(left + right);
-  add("<|startoftext|>");
-  add("<|endoftext|>");
-  check_merges(files, path);
+  parse_simple_vocabulary(read_gzip(path), path, files);
+}
+
+void read_own_vocabulary(TokenizerFiles& files) {
+  parse_simple_vocabulary({own_merges, sizeof own_merges - 1}, "the vocabulary of the library", files);
 }
 
 }  // namespace reco

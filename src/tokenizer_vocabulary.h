@@ -24,4 +24,7 @@ void read_vocabulary(const std::filesystem::path& folder, const std::optional<nl
 /// merges.
 void read_simple_vocabulary(const std::filesystem::path& path, TokenizerFiles& files);
 
+/// The same of the file that the library itself carries.
+void read_own_vocabulary(TokenizerFiles& files);
+
 }  // namespace reco

@@ -575,7 +575,7 @@ TEST_F(ClipTest, BadConfigs) {
 }
 
 TEST_F(ClipTest, DefaultsAndOldKeys) {
-  write("config.json", "{}");
+  write("config.json", R"({"model_type": "clip"})");
   const ClipConfig config = ClipConfig::load(folder_ / "config.json");
   EXPECT_EQ(config.projection_dim, 512);
   EXPECT_EQ(config.text.hidden_size, 512);

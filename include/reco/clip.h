@@ -42,10 +42,12 @@ class RECO_API Clip {
   /// Opens a model in one of these formats, which its files tell, never its name:
   ///   - Hugging Face's CLIP and SigLIP folders: config.json, model.safetensors (or its sharded index, or
   ///     pytorch_model.bin), preprocessor_config.json or processor_config.json, and the tokenizer's files;
-  ///   - open_clip's folders: open_clip_config.json, open_clip_model.safetensors (or open_clip_pytorch_model.bin) and
-  ///     the tokenizer's files. A folder that serves both is taken as Hugging Face's; the path of its
-  ///     open_clip_config.json means open_clip;
-  ///   - OpenAI's archives (.pt, TorchScript), with the tokenizer's files beside them.
+  ///   - open_clip's folders: open_clip_config.json, open_clip_model.safetensors (or open_clip_pytorch_model.bin) and,
+  ///     unless the vocabulary is CLIP's, the tokenizer's files; image towers are ViT, ModifiedResNet, and timm's of
+  ///     SigLIP, by timm_model_name. A folder that serves both is taken as Hugging Face's;
+  ///     the path of its open_clip_config.json means open_clip. timm's config.json beside it (an `architecture`, no
+  ///     model_type) is none of Hugging Face's;
+  ///   - OpenAI's archives (.pt, TorchScript).
   /// Pickles are read as data: nothing in them is executed.
   /// Every key of a config is honoured, missing ones take the format's defaults; weights may be float32, float16 or
   /// bfloat16. Throws Error, naming file, tensor and shapes, when anything is missing or does not fit, and naming the

@@ -25,7 +25,9 @@ class RECO_API Tokenizer {
   ///   - of a Hugging Face folder tokenizer.json, or vocab.json and merges.txt where it is missing, and what
   ///     tokenizer_config.json, special_tokens_map.json and added_tokens.json say about special and added tokens;
   ///   - of an open_clip folder, or its open_clip_config.json, and of the folder in which one of OpenAI's archives
-  ///     lies, the same vocabulary and merges, or bpe_simple_vocab_16e6.txt.gz, with the cleaning of those projects;
+  ///     lies, bpe_simple_vocab_16e6.txt.gz, or the same vocabulary and merges, or else CLIP's own 49,408 tokens, which
+  ///     the library carries as those projects' packages do; with the cleaning of those projects. Where
+  ///     open_clip_config.json names a tokenizer of Hugging Face's, the folder must hold its files;
   ///   - of a SigLIP folder its SentencePiece model, spiece.model; of a SigLIP 2 folder its tokenizer.json, whose
   ///     merges join characters.
   /// Throws Error naming the file when one is missing or malformed.

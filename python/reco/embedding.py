@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,7 +31,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_BATCH = 1024
+_BATCH = 1024  # samples, or as many as hold
+BATCH_BYTES = 1 << 26  # of images: two batches are in memory, the one that is encoded and the next
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,38 @@ def prefetch(items: Iterable[T]) -> Generator[T]:
             yield item  # type: ignore[misc]
 
 
+def image_bytes(image: Any) -> int:
+    """What an image takes in memory: a file's bytes, an array's, or a PIL image's pixels; nothing while it is a path.
+
+    Parameters
+    ----------
+    image : path, bytes, PIL image or array
+
+    Returns
+    -------
+    int
+    """
+    if isinstance(image, bytes | bytearray):
+        return len(image)
+    if hasattr(image, "getbands"):
+        return int(image.width) * int(image.height) * len(image.getbands())
+    return int(getattr(image, "nbytes", 0))
+
+
+def _in_batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    batch, size = list[Sample](), 0
+    for sample in samples:
+        batch.append(sample)
+        size += image_bytes(sample.image)
+        if len(batch) == _BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    stream = iter(samples)
-    return prefetch(iter(lambda: list(islice(stream, _BATCH)), []))
+    return prefetch(_in_batches(samples))
 
 
 def embed_batch(

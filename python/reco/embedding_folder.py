@@ -3,7 +3,8 @@
 
     img_emb/img_emb_00000.npy       float16 [rows, dim], unit rows
     text_emb/text_emb_00000.npy     the same rows' captions
-    metadata/metadata_00000.parquet key, image_path, caption, and what else the collection says
+    metadata/metadata_00000.parquet key, image_path, caption, and what else the collection says; all of it text, so that
+                                    one schema fits all shards: numbers and what is nested as JSON
     errors/errors_00000.jsonl       the samples that could not be read, if any: key, path, error
     state/1-of-1.json               how far the process got that writes the part 1 of 1
 
@@ -31,7 +32,7 @@ from reco._core import Clip, Error
 from reco.datasets import Collection, Fault, Sample
 from reco.datasets.collection import Position
 from reco.datasets.sources import clean
-from reco.embedding import Embeddings, concatenate, embed_batch, prefetch
+from reco.embedding import BATCH_BYTES, Embeddings, concatenate, embed_batch, image_bytes, prefetch
 from reco.progress import Reporter
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _log = logging.getLogger("reco")
 
 _TAG = "[embedding_folder.embed_to_folder]"
 _BATCH = 1024  # samples
-_BATCH_BYTES = 1 << 26  # of encoded images: what memory holds is twice this
+JSON_FIELD = {b"reco": b"json"}  # marks a field whose values are JSON
 
 
 class PartInUseError(Error):
@@ -59,7 +60,7 @@ class Identity:
     source: str | None  # fingerprint
     shard_size: int
     processes: int
-    format: int = 1
+    format: int = 2  # 1: a metadata column's type was that of its values in the shard
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,35 @@ def _array_file(rows: Any) -> memoryview:
     return buffer.getbuffer()
 
 
-def _column(values: list[Any]) -> Any:
-    """A typed column where all values have one type, else text; what is nested becomes JSON."""
+def _column(name: str, values: list[Any]) -> tuple[Any, Any]:
+    """Field and values. All are text: nobody knows what later shards hold, and a column has one type in all of them.
+
+    Where some of the values are no text, they become JSON, and so does text that would be taken for JSON; the field is
+    marked then, and what is read back is what was written.
+    """
     import pyarrow as pa
 
-    flat = [clean(v) if isinstance(v, str) else v for v in values]
-    kinds = {type(value) for value in flat if value is not None}
-    if kinds <= {int, float} and kinds:
-        with contextlib.suppress(pa.ArrowInvalid, OverflowError):
-            return pa.array(flat, pa.float64() if float in kinds else pa.int64())
-    if kinds == {bool}:
-        return pa.array(flat, pa.bool_())
-    return pa.array([v if v is None or isinstance(v, str) else _as_json(v) for v in flat], pa.string())
+    mixed = any(value is not None and not isinstance(value, str) for value in values)
+    texts = [_as_text(value, mixed) for value in values]
+    return pa.field(name, pa.string(), metadata=JSON_FIELD if mixed else None), pa.array(texts, pa.string())
 
 
-def _as_json(value: Any) -> str:
-    return clean(json.dumps(value, ensure_ascii=False, default=str))
+def _as_python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _as_text(value: Any, mixed: bool) -> str | None:
+    if value is None or (isinstance(value, str) and not (mixed and from_text(value) != value)):
+        return None if value is None else clean(value)
+    return clean(json.dumps(value, ensure_ascii=False, default=_as_python))
+
+
+def from_text(text: str) -> Any:
+    """What a text of a marked column stands for."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _metadata_file(pairs: Embeddings) -> memoryview:
@@ -144,8 +158,9 @@ def _metadata_file(pairs: Embeddings) -> memoryview:
     }
     rest = dict.fromkeys(name for entry in pairs.metadata for name in entry if name not in columns)
     columns |= {name: [entry.get(name) for entry in pairs.metadata] for name in rest}
+    fields, arrays = zip(*(_column(clean(name), values) for name, values in columns.items()), strict=True)
     buffer = io.BytesIO()
-    pq.write_table(pa.table({clean(name): _column(values) for name, values in columns.items()}), buffer)
+    pq.write_table(pa.table(list(arrays), pa.schema(fields)), buffer)
     return buffer.getbuffer()
 
 
@@ -196,9 +211,9 @@ def _batches(items: Iterable[tuple[Position, Sample | Fault]], shard_size: int) 
     batch, size = _Batch([], False), 0
     for count, (position, item) in enumerate(items, 1):
         batch.items.append((position, item))
-        size += len(item.image) if isinstance(item, Sample) and isinstance(item.image, bytes) else 0
+        size += image_bytes(item.image) if isinstance(item, Sample) else 0
         batch.ends_shard = count % shard_size == 0
-        if batch.ends_shard or len(batch.items) == _BATCH or size >= _BATCH_BYTES:
+        if batch.ends_shard or len(batch.items) == _BATCH or size >= BATCH_BYTES:
             yield batch
             batch, size = _Batch([], False), 0
     if batch.items:

@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reco._core import Error
 from reco.embedding import Embeddings, concatenate
-from reco.embedding_folder import begun_states
+from reco.embedding_folder import JSON_FIELD, begun_states, from_text
 
 __all__ = [
     "check_source",
@@ -92,6 +93,17 @@ def _files(folder: Path, number: str) -> tuple[Path, Path, Path]:
     return images, texts, folder / f"metadata/metadata_{number}.parquet"
 
 
+def _read_metadata(file: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    marked = [field.name for field in table.schema if (field.metadata or {}).items() >= JSON_FIELD.items()]
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows:
+        row.update({name: from_text(row[name]) for name in marked if row[name] is not None})
+    return rows
+
+
 def read_shard(folder: Path, number: str) -> Embeddings:
     """One of folder_shards().
 
@@ -111,12 +123,11 @@ def read_shard(folder: Path, number: str) -> Embeddings:
         When its files cannot be read, or do not fit each other.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     *arrays, words = _files(folder, number)
     try:
         images, texts = (np.load(file, mmap_mode="r") for file in arrays)
-        table = pq.read_table(words).to_pylist()
+        table = _read_metadata(words)
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise Error(f"[embedding_source.folder_shards] cannot read shard {number} of {folder}: {error}") from error
     if not (images.ndim == texts.ndim == 2 and len(images) == len(texts) == len(table)):

@@ -123,8 +123,8 @@ Parameters
 path : str or Path
     Folder with config.json, model.safetensors (or its sharded index, or pytorch_model.bin), preprocessor_config.json or
     processor_config.json, and the tokenizer's files; or with open_clip_config.json, open_clip_model.safetensors (or
-    open_clip_pytorch_model.bin) and the tokenizer's files (where a folder serves both, give the path of
-    open_clip_config.json for the latter); or a .pt archive with the tokenizer's files beside it. Nothing in pickles is run.
+    open_clip_pytorch_model.bin) and, unless the vocabulary is CLIP's, the tokenizer's files (where a folder serves both,
+    give the path of open_clip_config.json for the latter); or a .pt archive. Nothing in pickles is run.
 device : str
     "cpu", "cuda" or "cuda:N".
 dtype : {"float32", "bfloat16"}
@@ -147,7 +147,7 @@ Error
 Parameters
 ----------
 images : list, or one, of str, Path, bytes, PIL image, uint8 array [height, width, 3]; or a uint8 array [n, height, width, 3]
-    JPEG, PNG and WebP files are decoded by reco itself, on all threads; other formats by PIL, if it is installed.
+    JPEG, PNG and WebP files are decoded by reco itself, on all threads; other formats by PIL, whatever the files' names.
     Tensors of PyTorch's or of other libraries (DLPack) count as arrays.
 progress : bool or callable, optional
     True for a progress bar on standard error; or called after each batch with (images done, images in all), returning

@@ -33,16 +33,19 @@ bool is_native(std::string_view head) {
          (head.starts_with("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP"sv);
 }
 
-/// The usual suffixes are believed, which saves opening a million files twice.
-bool is_native(const fs::path& path) {
-  std::string suffix = path.extension().string();
-  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
-  if (suffix == ".jpg" || suffix == ".jpeg" || suffix == ".png" || suffix == ".webp") return true;
+bool has_native_content(const fs::path& path) {
   std::string head(12, '\0');
   std::ifstream file(path, std::ios::binary);
   file.read(head.data(), 12);
   head.resize(static_cast<std::size_t>(file.gcount()));
   return is_native(std::string_view(head));
+}
+
+/// The usual suffixes are believed until the library cannot read the file: that saves opening a million files twice.
+bool is_native(const fs::path& path) {
+  std::string suffix = path.extension().string();
+  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+  return suffix == ".jpg" || suffix == ".jpeg" || suffix == ".png" || suffix == ".webp" || has_native_content(path);
 }
 
 std::span<const std::byte> span_of(const py::object& bytes) {
@@ -121,7 +124,7 @@ ImageInput::ImageInput(const py::object& given, const char* tag) : kind_(Kind::a
 }
 
 Image ImageInput::read(const Preprocess& config, const std::string& name) const {
-  if (native_ && kind_ == Kind::path) return read_image(path_, config.rgb_first);
+  if (native_ && kind_ == Kind::path) return read_path(config);
   if (native_) return decode_image(bytes_, name, max_image_pixels, config.rgb_first);
   const py::gil_scoped_acquire gil;
   if (kind_ != Kind::array) return through_pil(config, kind_ == Kind::path ? path_.string() : name);
@@ -130,6 +133,17 @@ Image ImageInput::read(const Preprocess& config, const std::string& name) const 
   } catch (const Error& error) {
     fail(tag_, name, ": ", error.what());
   }
+}
+
+/// Of a file whose suffix may be wrong: a GIF is one by any name.
+Image ImageInput::read_path(const Preprocess& config) const {
+  try {
+    return read_image(path_, config.rgb_first);
+  } catch (const Error&) {
+    if (has_native_content(path_)) throw;
+  }
+  const py::gil_scoped_acquire gil;
+  return through_pil(config, path_.string());
 }
 
 /// Of an image object, or of a file in a format that only PIL knows.

@@ -26,6 +26,7 @@ class ImageInput {
  private:
   enum class Kind { path, bytes, pil, array };
 
+  Image read_path(const Preprocess& config) const;
   Image through_pil(const Preprocess& config, const std::string& name) const;
 
   Kind kind_;

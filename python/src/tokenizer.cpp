@@ -19,7 +19,8 @@ Parameters
 path : str or Path
     A Hugging Face folder, an open_clip folder or its open_clip_config.json, or the folder in which one of OpenAI's
     archives (.pt) lies. The files are tokenizer.json, or vocab.json and merges.txt; for the latter two also
-    bpe_simple_vocab_16e6.txt.gz; for SigLIP spiece.model.
+    bpe_simple_vocab_16e6.txt.gz, and CLIP's own vocabulary, which reco carries, where there is none; for SigLIP
+    spiece.model.
 
 Returns
 -------

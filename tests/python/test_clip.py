@@ -58,19 +58,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture(scope="session")
-def b32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ViT-B/32's true shape, random weights; norms and biases are random too, so that none may be forgotten."""
-    folder = tmp_path_factory.mktemp("clip-vit-base-patch32")
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig())
+def randomise(model: CLIPModel) -> CLIPModel:
+    """Norms and biases too, so that none may be forgotten."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
                 weight.normal_(0, 0.05)
             elif "norm" in name:
                 weight.normal_(1, 0.1)
-    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def b32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-B/32's true shape, random weights."""
+    folder = tmp_path_factory.mktemp("clip-vit-base-patch32")
+    torch.manual_seed(0)
+    randomise(CLIPModel(CLIPConfig())).save_pretrained(folder)
     CLIPImageProcessorPil().save_pretrained(folder)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.copy(ICONS / name, folder)
@@ -147,7 +151,7 @@ def test_other_sizes(name: str, images: list[Path], tmp_path: Path) -> None:
     """One layer of the other models, in shards of bfloat16 weights."""
     words, pixels, dim = SIZES[name]
     torch.manual_seed(2)
-    model = CLIPModel(CLIPConfig(text_config=words, vision_config=pixels, projection_dim=dim))
+    model = randomise(CLIPModel(CLIPConfig(text_config=words, vision_config=pixels, projection_dim=dim)))
     model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="50MB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     size = pixels.get("image_size", 224)
@@ -236,6 +240,14 @@ def test_other_formats_through_pil(clip: reco.Clip, tmp_path: Path) -> None:
         np.testing.assert_array_equal(clip.encode_images(path.read_bytes()), expected)
     (tmp_path / "image").write_bytes(encoded(image, "PNG"))
     np.testing.assert_array_equal(clip.encode_images(tmp_path / "image"), expected)
+    for format in ("GIF", "BMP", "PNG"):  # by its content, whatever the name says
+        data = encoded(image.quantize(64), format)
+        (tmp_path / "wrong.jpg").write_bytes(data)
+        by_path, by_bytes = clip.encode_images([tmp_path / "wrong.jpg"]), clip.encode_images(data)
+        np.testing.assert_array_equal(by_path, by_bytes, format)
+    (tmp_path / "wrong.jpg").write_bytes(b"GIF89a, or so it says")
+    with pytest.raises(reco.Error, match="wrong.jpg' is neither JPEG, PNG nor WebP, and PIL cannot read it"):
+        clip.encode_images([tmp_path / "wrong.jpg"])
     alpha = image.convert("RGBA")
     np.testing.assert_array_equal(clip.encode_images([alpha]), expected)
 

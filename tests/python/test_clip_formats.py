@@ -204,6 +204,40 @@ def test_a_folder_that_serves_both(tmp_path: Path) -> None:
     assert reco.Clip.load(folder).fingerprint == named.fingerprint
 
 
+def test_a_folder_of_timms(tmp_path: Path) -> None:
+    """timm has its own config.json, and the weights of the image tower alone, beside open_clip's files."""
+    torch.manual_seed(7)
+    settings = small()
+    model = clip_reference.Clip(settings)
+    folder = save(tmp_path / "timm", model, settings)
+    facts = {"architecture": "vit_base_patch32_clip_224", "num_classes": 512, "pretrained_cfg": {"tag": "openai"}}
+    (folder / "config.json").write_text(json.dumps(facts))
+    save_file({"cls_token": torch.zeros(1, 1, 128)}, folder / "model.safetensors")
+    clip = assert_equal(folder, model, IMAGES[:2])
+    assert clip.info()["format"] == "open_clip"
+    assert clip.fingerprint == reco.Clip.load(folder / "open_clip_config.json").fingerprint
+    assert reco.Preprocess.load(folder).torchvision_crop and reco.Tokenizer.load(folder).cleaning == "open_clip lower"
+    (folder / "open_clip_config.json").unlink()
+    with pytest.raises(reco.Error, match="config.json must have model_type .* timm's architecture 'vit_base_patch32_c"):
+        reco.Clip.load(folder)
+
+
+def test_hugging_faces_folder_without_a_model_type(tmp_path: Path) -> None:
+    """Its towers tell, beside open_clip's files too."""
+    folder = shutil.copytree(ICONS, tmp_path / "icons")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "model_type"}))
+    save(folder, clip_reference.Clip(small()), small())
+    assert reco.Clip.load(folder).fingerprint == reco.Clip.load(ICONS).fingerprint
+    for content, message in (("{}", "neither that nor towers"), ('{"architecture": "resnet50"}', "'resnet50'")):
+        (folder / "config.json").write_text(content)
+        assert reco.Clip.load(folder).dim == 48
+        (folder / "open_clip_config.json").rename(tmp_path / "away.json")
+        with pytest.raises(reco.Error, match=message):
+            reco.Clip.load(folder)
+        (tmp_path / "away.json").rename(folder / "open_clip_config.json")
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
@@ -214,8 +248,8 @@ def test_a_folder_that_serves_both(tmp_path: Path) -> None:
         ("", {"vision_cfg": 3}, "vision_cfg must be a JSON object"),
         (
             "vision_cfg",
-            {"timm_model_name": "vit_base_patch16_siglip_224"},
-            "timm_model_name = .vit_base_patch16_siglip",
+            {"timm_model_name": "vit_base_patch16_siglip_gap_224"},
+            "timm_model_name = .vit_base_patch16_siglip_gap",
         ),
         ("vision_cfg", {"attentional_pool": True}, "architecture with attentional_pool"),
         ("vision_cfg", {"qk_norm": True}, "architecture with qk_norm"),
@@ -270,13 +304,24 @@ def test_every_config_of_open_clip_runs_or_is_named(tmp_path: Path) -> None:
         with pytest.raises(reco.Error) as error:
             reco.Clip.load(tmp_path)
         foreign = "multimodal_cfg" if "multimodal_cfg" in settings else None
-        foreign = foreign or image.get("timm_model_name") or words.get("hf_model_name")
+        timm = image.get("timm_model_name", "")
+        foreign = foreign or ("" if "_siglip_" in timm else timm) or words.get("hf_model_name")
         foreign = foreign or next(iter(words.get("tokenizer_kwargs", {}).keys() - {"clean"}), None)
+        foreign = foreign or ("proj_type" if words.get("proj_type") == "none" else None)
         expected = foreign or "has neither open_clip_model.safetensors"
         assert expected in str(error.value), path.stem
         running += [] if foreign else [path.stem]
-    assert len(running) >= 49
-    assert {"RN50", "RN50x64", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14", "ViT-g-14"} <= set(running)
+    assert len(running) >= 49 + 25
+    assert {
+        "RN50",
+        "RN50x64",
+        "ViT-B-32",
+        "ViT-L-14-336",
+        "ViT-H-14",
+        "ViT-bigG-14",
+        "ViT-g-14",
+        "ViT-B-16-SigLIP2",
+    } <= set(running)
 
 
 DEEP = "[" * 300_000 + "]" * 300_000
@@ -330,10 +375,10 @@ def test_info_command(tmp_path: Path) -> None:
     shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert shown["text_config.hidden_size"] == "64" and shown["tokenizer.cleaning"] == "open_clip lower"
     assert shown["fingerprint"] == clip.fingerprint
-    settings = {"model_cfg": small({"timm_model_name": "vit_base_patch16_siglip_224"})}
+    settings = {"model_cfg": small({"timm_model_name": "convnext_base"})}
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     result = CliRunner().invoke(main, ["info", str(folder)])
-    assert result.exit_code == 1 and "vit_base_patch16_siglip_224" in result.output
+    assert result.exit_code == 1 and "convnext_base" in result.output
 
 
 # ---- OpenAI's archives
@@ -433,5 +478,17 @@ def test_damaged_archives(tiny_archive: Path, tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(reco.Error, match="damaged.pt"):
             reco.Clip.load(path)
+
+
+def test_an_archive_alone(tiny_archive: Path, tmp_path: Path) -> None:
+    """The vocabulary is the library's; a part of another one is never filled up with it."""
+    (tmp_path / "alone").mkdir()
+    clip = reco.Clip.load(shutil.copy(tiny_archive, tmp_path / "alone/tiny.pt"))
+    given = reco.Clip.load(tiny_archive)
+    assert clip.fingerprint == given.fingerprint and clip.info()["tokenizer"] == given.info()["tokenizer"]
+    np.testing.assert_array_equal(clip.encode_texts(TEXTS), given.encode_texts(TEXTS))
+    shutil.copy(ICONS / "merges.txt", tmp_path / "alone")
     with pytest.raises(reco.Error, match="must have tokenizer.json, or vocab.json and merges.txt"):
-        reco.Clip.load(shutil.copy(tiny_archive, tmp_path.parent / "alone.pt"))
+        reco.Clip.load(tmp_path / "alone/tiny.pt")
+    with pytest.raises(reco.Error, match="absent.pt"):
+        reco.Tokenizer.load(tmp_path / "absent.pt")

@@ -155,14 +155,63 @@ def test_what_is_wrong_is_told_and_reading_goes_on(tmp_path: Path) -> None:
     shard(tmp_path / "d.tar.gz", range(100, 102))
     found = items(Collection(tmp_path))
     faults = [item for item in found if isinstance(item, Fault)]
-    assert [fault.key for fault in faults] == ["1", "2", "4", "b.tar", "c.tar"]
-    assert ["malformed" in f.error for f in faults[:3]] == [True] * 3
-    assert ["damaged" in f.error for f in faults[3:]] == [True] * 2
+    assert [fault.key for fault in faults] == ["1", "2", "3", "4", "b.tar", "c.tar"]
+    assert ["malformed" in faults[i].error for i in (0, 1, 3)] == [True] * 3
+    assert faults[2].error == "expected an image (jpg, png, webp, ...), found txt"
+    assert ["damaged" in f.error for f in faults[4:]] == [True] * 2
     keys = [item.key for item in found if isinstance(item, Sample)]
     assert keys[:3] == ["5", "k\ufffdy", "s/000"] and keys[-2:] == ["s/100", "s/101"]
-    assert found[3].caption == "\ufffdx"
+    assert found[4].caption == "\ufffdx"
     with pytest.raises(reco.Error, match="malformed caption or JSON"):
         list(read_samples(tmp_path))
+
+
+def test_nothing_in_a_tar_is_passed_over(tmp_path: Path) -> None:
+    """What WebDataset takes for no sample is none here: hidden files, and files without a dot."""
+    good = picture(0, "JPEG")
+    files = {"README": b"", ".hidden.jpg": good, "1.jfif": good, "2.heic": b"?", "3.raw": good, "3.json": b"{}"}
+    files |= {"d/._4.jpg": b"?", "4.left.jpg": good, "5.jpg": good}
+    first, second, *faults, last = items(Collection(write_tar(tmp_path / "a.tar", files)))
+    assert [content(sample) for sample in (first, second, last)] == [good, b"?", good]
+    assert [item.key for item in (first, second, last)] == ["1", "2", "5"]
+    assert [(f.key, f.error.split("found ")[1]) for f in faults] == [("3", "json, raw"), ("4", "left.jpg")]
+    for name, files in (("none.tar", {"README": b""}), ("b.tar", {})):
+        [fault] = items(Collection(write_tar(tmp_path / name, files)))
+        assert fault == Fault(name, str(tmp_path / name), "the shard has no samples")
+    for part, count in ((1, 1), (2, 0)):  # one of the processes says it
+        assert len(items(Collection([tmp_path / "b.tar"], shard=(part, 2)))) == count
+    (tmp_path / "t.csv").write_text("path,caption\n")
+    pq.write_table(pa.table({"path": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    for suffix in ("csv", "parquet"):
+        [fault] = items(Collection(tmp_path / f"t.{suffix}"))
+        assert fault == Fault("t", str(tmp_path / f"t.{suffix}"), "the table has no rows")
+
+
+def test_only_what_a_sample_needs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other files may be larger than what memory is to hold, and do no harm."""
+    monkeypatch.setattr("reco.datasets.sources._MAX_FILE", 10_000)
+    read: list[str] = []
+    extract = tarfile.TarFile.extractfile
+
+    def watched(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+        read.append(member.name)
+        return extract(tar, member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", watched)
+    large, good = bytes(10_001), picture(0)
+    files = {
+        "1.npy": large,
+        "1.png": good,
+        "1.mp4": large,
+        "1.txt": b"one",
+        "2.png": large,
+        "3.png": good,
+        "3.tif": large,
+    }
+    first, second, third = items(Collection(write_tar(tmp_path / "a.tar", files)))
+    assert (first.key, first.caption, content(first)) == ("1", "one", good) and content(third) == good
+    assert isinstance(second, Fault) and second.key == "2" and "10001 bytes, more than 10000" in second.error
+    assert read == ["1.png", "1.txt", "3.png"]
 
 
 @pytest.mark.parametrize("name", ["whole.tar", "whole.tar.gz"])
@@ -173,6 +222,63 @@ def test_a_cut_shard_is_never_taken_for_a_short_one(tmp_path: Path, name: str) -
         (tmp_path / name).write_bytes(whole[:size])
         *_, last = items(Collection(tmp_path / name))
         assert isinstance(last, Fault) and "damaged" in last.error, size
+
+
+def test_only_what_is_needed_of_a_parquet_table_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows at a time where they are large; no row group of others; no bytes but the images'."""
+    image = np.random.default_rng(0)
+    rows = [
+        {"key": b"k%d" % i, "jpg": image.bytes(100_000), "text": b"%d" % i, "size": i, "sound": {"bytes": b"s"}}
+        for i in range(40)
+    ]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+    monkeypatch.setattr("reco.datasets.sources._ROWS_BYTES", 300_000)
+    read: list[tuple[int, int, list[str]]] = []
+    iterate = pq.ParquetFile.iter_batches
+
+    def watched(table: Any, size: int, groups: list[int], columns: list[str]) -> Any:
+        for batch in iterate(table, size, groups, columns):
+            read.append((groups[0], len(batch), columns))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+
+    def collection(*shard: int) -> Collection:
+        return Collection(path, image_column="jpg", caption_column="text", shard=shard or (1, 1))  # type: ignore[arg-type]
+
+    found = items(collection())
+    assert [content(s) for s in found] == [row["jpg"] for row in rows]
+    assert [(s.key, s.caption) for s in found] == [(f"k{i}", str(i)) for i in range(40)]
+    assert found[7].metadata == {"size": 7, "image_path": f"{path}:7"}
+    assert {columns for *_, c in read for columns in c} == {"key", "jpg", "text", "size"}
+    assert max(count for _, count, _ in read) <= 3 and sum(count for _, count, _ in read) == 40
+    read.clear()
+    assert items(collection(), (0, 25)) == found[25:] and {group for group, *_ in read} == {2, 3}
+    assert items(collection(2, 3)) == found[1::3]
+
+
+def test_parquet_tables_are_dealt_whole(tmp_path: Path) -> None:
+    for i in range(4):
+        pq.write_table(pa.table({"image": [picture(i), picture(9)]}), tmp_path / f"{i}.parquet")
+    parts = [[s.key for s in items(Collection(tmp_path, shard=(i, 3)))] for i in (1, 2, 3)]
+    assert parts == [["0-0", "0-1", "3-0", "3-1"], ["1-0", "1-1"], ["2-0", "2-1"]]
+
+
+def test_fingerprint_of_a_parquet_table(tmp_path: Path) -> None:
+    """Of its ends, however large it is; another row in the middle is noticed by the footer."""
+    path = tmp_path / "t.parquet"
+
+    def fingerprint(change: int = -1) -> str | None:
+        images = [bytes([i % 251]) * 999 for i in range(400)]
+        if change >= 0:
+            images[change] = b"x" + images[change][1:]
+        pq.write_table(pa.table({"image": images}), path, row_group_size=5, compression="none", use_dictionary=False)
+        return Collection(path).fingerprint
+
+    before = fingerprint()
+    assert before == fingerprint() and path.stat().st_size > 300_000
+    assert len({before, *(fingerprint(i) for i in (0, 100, 203, 399))}) == 5
 
 
 def test_missing_sources(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from PIL import Image
 import reco
 from reco.cli import main
 from reco.datasets import Sample, read_samples
+from reco.embedding import embed_batches
 from reco.embedding_folder import Summary, embed_to_folder
 from reco.embedding_source import read_folder
 
@@ -88,7 +89,10 @@ def test_layout(clip: reco.Clip, folder: Path, samples: list[Sample], tmp_path: 
     assert table.schema.names == ["key", "image_path", "caption", "number", "tags", "concept"]
     assert table.to_pylist()[0] == {
         "key": "025", "image_path": str(folder / "025.webp"), "caption": samples[25].caption,
-        "number": 25, "tags": '["a", 25]', "concept": samples[25].caption,
+        "number": "25", "tags": '["a", 25]', "concept": samples[25].caption,
+    }  # fmt: skip
+    assert read_folder(tmp_path / "out").metadata[25] == {  # as the collection has it
+        "image_path": str(folder / "025.webp"), "number": 25, "tags": ["a", 25], "concept": samples[25].caption,
     }  # fmt: skip
 
 
@@ -228,21 +232,30 @@ def test_a_shard_without_rows_has_no_files(
     assert quiet(clip, [], tmp_path / "empty") == Summary(0, 0, 0, 0, True)
 
 
-def test_metadata_of_any_kind(clip: reco.Clip, samples: list[Sample], tmp_path: Path) -> None:
-    values: list[Any] = [None, 1, 2.5, "s", True, {"a": [1]}, 2**70, "\ud800", [None], float("inf")]
-    mixed = [
-        Sample(
-            str(i), samples[0].image, "", {"any": v, "int": i, "number": [1, 2.5][i % 2], "key": "lost", "\ud801": i}
-        )
-        for i, v in enumerate(values)
-    ]
-    quiet(clip, mixed, tmp_path / "out")
-    table = pq.read_table(tmp_path / "out/metadata/metadata_00000.parquet")
-    assert [str(kind) for kind in table.schema.types] == ["string"] * 4 + ["int64", "double", "int64"]
-    assert table["any"].to_pylist() == [
-        None, "1", "2.5", "s", "true", '{"a": [1]}', str(2**70), "\ufffd", "[null]", "Infinity",
-    ]  # fmt: skip
-    assert table["key"].to_pylist() == [str(i) for i in range(len(values))]
+def test_batches_are_bounded_by_bytes(clip: reco.Clip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever an image is given as; a path holds nothing yet."""
+    monkeypatch.setattr("reco.embedding_folder.BATCH_BYTES", 40_000)
+    monkeypatch.setattr("reco.embedding.BATCH_BYTES", 40_000)
+    pixels = np.zeros((70, 90, 3), np.uint8)  # 18,900 bytes
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    (tmp_path / "a.bmp").write_bytes(buffer.getvalue())
+    sizes: list[int] = []
+
+    class Watched:
+        fingerprint, dtype, encode_texts = clip.fingerprint, clip.dtype, staticmethod(clip.encode_texts)
+
+        def encode_images(self, images: Any, *arguments: Any) -> Any:
+            sizes.append(len(images))
+            return clip.encode_images(images, *arguments)
+
+    kinds = {"array": pixels, "PIL": Image.fromarray(pixels), "bytes": buffer.getvalue(), "path": tmp_path / "a.bmp"}
+    for kind, image in kinds.items():
+        given = [Sample(str(i), image) for i in range(7)]
+        sizes.clear()
+        quiet(Watched(), given, tmp_path / kind)  # type: ignore[arg-type]
+        list(embed_batches(Watched(), given))  # type: ignore[arg-type]
+        assert sizes == ([7, 7] if kind == "path" else [3, 3, 1] * 2), kind
 
 
 def big_collection(path: Path, samples: list[Sample]) -> Path:
@@ -266,33 +279,56 @@ def command(source: Path, out: Path, *options: object) -> list[str]:
     return [str(a) for a in (*program, "--quiet", "--shard-size", 100, *options)]
 
 
-def test_killed_anywhere_the_result_is_the_same(samples: list[Sample], tmp_path: Path) -> None:
-    source = big_collection(tmp_path / "source", samples)
-    subprocess.run(command(source, tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
-    whole = files(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def uninterrupted(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """The big collection, and what comes of it when nothing stops the work."""
+    folder = tmp_path_factory.mktemp("big")
+    source = big_collection(folder / "source", samples)
+    subprocess.run(command(source, folder / "whole"), check=True, stdout=subprocess.DEVNULL)
+    whole = files(folder / "whole")
     assert len([name for name in whole if name.startswith("img_emb")]) == 12
+    return source, whole
 
-    out, state = tmp_path / "killed", tmp_path / "killed/state/1-of-1.json"
-    chance = random.Random(7)
-    kills = 0
-    for wanted in (1, 3, 6):
-        process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL)
-        while process.poll() is None and (
-            not state.exists() or json.loads(state.read_text())["summary"]["shards"] < wanted
-        ):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+
+def stop(source: Path, out: Path, sent: signal.Signals, shards: int, wait: float) -> tuple[int, str]:
+    """Start the work, send a signal some time after so many shards are finished; exit status and standard error."""
+    state = out / "state/1-of-1.json"
+    process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and (
+        not state.exists() or json.loads(state.read_text())["summary"]["shards"] < shards
+    ):
+        time.sleep(0.001)
+    time.sleep(wait)
+    process.send_signal(sent)
+    _, said = process.communicate()
+    return process.returncode, said
+
+
+def test_killed_anywhere_the_result_is_the_same(uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    (source, whole), out, chance = uninterrupted, tmp_path / "killed", random.Random(7)
+    for shards in (1, 3, 6):
+        assert stop(source, out, signal.SIGKILL, shards, chance.uniform(0, 0.1))[0] == -signal.SIGKILL
         assert files(out) != whole
-    assert kills == 3
-    done = json.loads(state.read_text())["summary"]["shards"]
+    done = json.loads((out / "state/1-of-1.json").read_text())["summary"]["shards"]
     assert 0 < done < 12
     before = {name: (out / name).stat().st_mtime_ns for name in files(out) if name.endswith(f"{done - 1:05}.npy")}
     finished = subprocess.run(command(source, out, "--json"), check=True, capture_output=True, text=True)
     assert json.loads(finished.stdout)["rows"] == 1187 and json.loads(finished.stdout)["errors"] == 13
     assert files(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before  # finished shards are left alone
+
+
+def test_ctrl_c_the_result_is_the_same(uninterrupted: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    """In the middle of a shard, three times: the command says so, ends with 130, and goes on when given again."""
+    (source, whole), out = uninterrupted, tmp_path / "out"
+    for shards in (1, 4, 8):
+        status, said = stop(source, out, signal.SIGINT, shards, 0.03)
+        assert status == 130 and said.splitlines()[-1] == "interrupted", said
+        summary = json.loads((out / "state/1-of-1.json").read_text())["summary"]
+        assert shards <= summary["shards"] < 12 and not summary["finished"]
+    assert not list(out.rglob("*.tmp"))
+    subprocess.run(command(source, out), check=True, stdout=subprocess.DEVNULL)
+    assert files(out) == whole
 
 
 def test_interrupted_it_goes_on(clip: reco.Clip, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_installed_files(prefix: Path) -> None:
     headers = {path.name for path in (prefix / "include/reco").iterdir()}
     assert headers == {path.name for path in (ROOT / "include/reco").iterdir()}
+    licences = {path.name for path in (prefix / "share/licenses/reco").iterdir()}
+    assert licences == {"LICENSE", "LICENSE-vocabulary.txt"}  # the second is of the merges within the library
     link = prefix / "lib/libreco.so"
     assert link.is_symlink() and link.resolve().name == "libreco.so.0.1"
     for package in [*(prefix / "lib/cmake/reco").glob("recoTargets*.cmake"), prefix / "lib/pkgconfig/reco.pc"]:

@@ -228,16 +228,28 @@ def test_siglip2_tokenizer_files(merges: Any, tmp_path: Path) -> None:
             load(changes, settings)
 
 
-def test_siglip2_equals_transformers(merges: Any, pieces: bytes, tmp_path: Path) -> None:
-    model = save_model(tmp_path, pieces, SHAPES["small"])
-    for name in ("spiece.model", "tokenizer_config.json"):
-        (tmp_path / name).unlink()
+@pytest.mark.parametrize("name", ["small", "base-patch16-224"])
+def test_siglip2_equals_transformers(name: str, merges: Any, pieces: bytes, tmp_path: Path) -> None:
+    """The towers are SigLIP's, of the true shape but for the number of tokens; the image processor is bilinear."""
+    model = save_model(tmp_path, pieces, SHAPES[name])
+    for file in ("spiece.model", "tokenizer_config.json"):
+        (tmp_path / file).unlink()
     tokenizer = save_siglip2(tmp_path, merges)
-    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt")["input_ids"]
+    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+    processor = SiglipImageProcessorPil(size={"height": size, "width": size}, resample=2)
+    processor.save_pretrained(tmp_path)
+    pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in IMAGES])
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        expected = model.get_text_features(input_ids=ids).pooler_output
-    found = reco.Clip.load(tmp_path).encode_texts(TEXTS)
-    assert np.abs(found - torch.nn.functional.normalize(expected).numpy()).max() <= 1e-5
+        out = model(input_ids=ids, pixel_values=pixels)
+    clip, rough = reco.Clip.load(tmp_path), reco.Clip.load(tmp_path, dtype="bfloat16")
+    for found, about, expected in (
+        (clip.encode_images(IMAGES), rough.encode_images(IMAGES), out.image_embeds.numpy()),
+        (clip.encode_texts(TEXTS), rough.encode_texts(TEXTS), out.text_embeds.numpy()),
+    ):
+        assert np.abs(found - expected).max() <= 1e-5
+        assert (found * expected).sum(1).min() >= 0.99999
+        assert (about * expected).sum(1).min() >= 0.999
 
 
 def test_what_does_not_fit_is_named(pieces: bytes, tmp_path: Path) -> None:

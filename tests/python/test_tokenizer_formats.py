@@ -242,6 +242,22 @@ def test_openai(texts: list[str], tmp_path: Path) -> None:
         reco.Tokenizer.load(tmp_path / "RN50.pt")
 
 
+def test_what_the_library_carries(texts: list[str], tmp_path: Path) -> None:
+    """CLIP's vocabulary, for folders that have none: every word that a merge makes, and the corpus."""
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    own = reco.Tokenizer.load(tmp_path)
+    assert (len(own), own.start_id, own.end_id, own.pad_id) == (49408, 49406, 49407, 0)
+    (tmp_path / "given").mkdir()
+    given = reco.Tokenizer.load(open_clip_folder(tmp_path / "given", {}))
+    words = [word.removesuffix("</w>") for word in json.loads((ICONS / "vocab.json").read_text(encoding="utf-8"))]
+    for text in words + texts[::5]:
+        assert own.encode(text, MAX) == given.encode(text, MAX), repr(text)
+    text_cfg = {"text_cfg": {"hf_tokenizer_name": "xlm-roberta-base"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": text_cfg}))
+    with pytest.raises(reco.Error, match="must have tokenizer.json, or vocab.json and merges.txt.*xlm-roberta-base"):
+        reco.Tokenizer.load(tmp_path)
+
+
 def test_messages_quote_what_is_no_utf8(tmp_path: Path) -> None:
     shutil.copy(ICONS / "vocab.json", tmp_path)
     (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe\n")

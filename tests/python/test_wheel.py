@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -92,7 +93,21 @@ def test_contents(wheel: Path) -> None:
     assert headers == {path.name for path in (ROOT / "include/reco").iterdir()}
     assert "reco/lib/cmake/reco/recoConfig.cmake" in names
     assert not [name for name in names if not name.startswith(("reco/", "reco_clip-"))]
+    licences = {Path(name).name for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE-vocabulary.txt"}  # the second is of the merges within the library
     assert wheel.stat().st_size < 10e6
+
+
+def test_source_distribution(tmp_path: Path) -> None:
+    """Of the examples' model it has what the library is built from, and none of the rest."""
+    code = "import os, sys; os.chdir(sys.argv[1]); from scikit_build_core.build import build_sdist as b; b(sys.argv[2])"
+    run(sys.executable, "-c", code, ROOT, tmp_path)
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"LICENSE", "CMakeLists.txt", "cmake/clip_merges.py", "src/model_format.cpp"} <= names
+    model = {name for name in names if name.startswith("examples/icons/clip/")}
+    assert model == {f"examples/icons/clip/{name}" for name in ("merges.txt", "LICENSE-vocabulary.txt")}
 
 
 def test_libraries_are_found_from_where_they_lie(environment: Path) -> None:

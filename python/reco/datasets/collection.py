@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reco._core import Error
-from reco.datasets.sources import Fault, Iterated, Sample, Source, Tar, open_sources
+from reco.datasets.sources import Fault, Iterated, Sample, Source, Table, Tar, open_sources
 
 __all__ = ["Collection", "Fault", "Position", "Sample", "read_samples"]
 
@@ -23,10 +23,11 @@ class Collection:
     sources : path, list of paths, or iterable of Sample
         Folders of images with captions beside them (name.txt, name.json, or captions.csv with the columns `file` and
         `caption`); tables (.csv, .tsv, .parquet) with a column of image paths and one of captions; WebDataset shards
-        (.tar, .tar.gz); folders of shards or Parquet tables.
+        (.tar, .tar.gz); folders of shards or Parquet tables. A sample without an image is a Fault, and so is a table
+        or shard without samples.
     shard : (i, n)
-        Read the i-th of n equal parts, 1 <= i <= n. Tars are dealt out whole where there are at least n of them;
-        otherwise samples are, one after the other.
+        Read the i-th of n equal parts, 1 <= i <= n. Tars and Parquet tables are dealt out whole where there are at
+        least n of them; otherwise samples are, one after the other.
     image_column, caption_column : str, optional
         Column names of the tables; the usual ones are found.
 
@@ -53,10 +54,10 @@ class Collection:
         known = all(prints)
         #: 64 hex digits that tell collections apart; None for an iterable.
         self.fingerprint = hashlib.sha256("".join(map(str, prints)).encode()).hexdigest() if known else None
-        tars = [source for source in every if isinstance(source, Tar)]
-        self._whole = len(tars) >= self._n
-        mine = tars[self._i :: self._n]
-        self._sources = [s for s in every if not (self._whole and isinstance(s, Tar)) or s in mine]
+        shards = [source for source in every if _is_shard(source)]
+        self._whole = len(shards) >= self._n
+        mine = shards[self._i :: self._n]
+        self._sources = [s for s in every if not (self._whole and _is_shard(s)) or s in mine]
 
     def read(self, start: Position = (0, 0)) -> Iterator[tuple[Position, Sample | Fault]]:
         """Samples and what cannot be read, each with the position behind it, where a later read() may go on.
@@ -69,7 +70,7 @@ class Collection:
         for number in range(start[0], len(self._sources)):
             source = self._sources[number]
             first = start[1] if number == start[0] else 0
-            dealt = self._n > 1 and not (self._whole and isinstance(source, Tar))
+            dealt = self._n > 1 and not (self._whole and _is_shard(source))
 
             def wanted(i: int, first: int = first, dealt: bool = dealt) -> bool:
                 return i >= first and (not dealt or i % self._n == self._i)
@@ -85,10 +86,15 @@ class Collection:
             return None
         mean = sum(known) / len(known)
         dealt = [
-            (mean if total is None else total) / (1 if self._whole and isinstance(source, Tar) else self._n)
+            (mean if total is None else total) / (1 if self._whole and _is_shard(source) else self._n)
             for source, total in zip(self._sources, totals, strict=True)
         ]
         return round(sum(dealt))
+
+
+def _is_shard(source: Source) -> bool:
+    """One of many files that hold the images themselves, of which nobody wants to read all for a part."""
+    return isinstance(source, Tar) or (isinstance(source, Table) and source.parquet)
 
 
 def _open(

@@ -16,8 +16,10 @@ from typing import IO, Any, Protocol
 
 from reco._core import Error
 
-# The first four are read by the library, the others by PIL.
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+# JPEG, PNG and WebP are read by the library, the others by PIL, which needs a plugin for some: without it a file is
+# listed as one that cannot be read, never passed over.
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".jpe", ".jfif", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".heic",
+                  ".heif", ".jp2", ".jxl", ".ppm")  # fmt: skip
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -26,7 +28,9 @@ IMAGE_COLUMNS = ("image_path", "path", "filepath", "file_path", "file_name", "fi
 CAPTION_COLUMNS = ("caption", "text", "title")
 
 _MAX_FILE = 1 << 28  # bytes of a file in a tar: far above any image that is accepted
-_ROWS = 1024  # of a Parquet table at a time
+_ROWS = 1024  # of a Parquet table at a time, or as many as hold
+_ROWS_BYTES = 1 << 25
+_ENDS = 1 << 16  # bytes at both ends of a large file that tell it from others
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -188,13 +192,15 @@ class Table:
     """A CSV, TSV or Parquet file with a row a pair: a column of image paths, one of captions, the rest is metadata.
 
     Paths are relative to the table's folder. In Parquet the image column may hold the files themselves, as bytes or
-    as a struct of bytes and path. The key is the column `key` where there is one, else the table's name and the row.
+    as a struct of bytes and path; other columns of bytes are not read. The key is the column `key` where there is one,
+    else the table's name and the row.
     """
 
     def __init__(self, path: Path, image_column: str | None, caption_column: str | None) -> None:
         self._path = path
-        self._parquet = path.suffix.lower() == ".parquet"
-        names, self._count = self._parquet_shape() if self._parquet else self._text_shape()
+        self.parquet = path.suffix.lower() == ".parquet"
+        self._bytes = set[str]()  # columns that hold bytes
+        names, self._count = self._parquet_shape() if self.parquet else self._text_shape()
         self._image = self._column(names, image_column, IMAGE_COLUMNS)
         self._caption = self._column(names, caption_column, CAPTION_COLUMNS, optional=True)
 
@@ -213,7 +219,9 @@ class Table:
 
         try:
             with pq.ParquetFile(self._path) as table:
-                return table.schema_arrow.names, table.metadata.num_rows
+                schema = table.schema_arrow
+                self._bytes = {field.name for field in schema if _holds_bytes(field.type)}
+                return schema.names, table.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
             raise Error(f"[datasets.read_samples] cannot read the table {self._path}: {error}") from error
 
@@ -240,28 +248,42 @@ class Table:
                 except csv.Error as error:
                     yield f"line {reader.line_num}: {error}"
 
-    def _parquet_rows(self) -> Iterator[dict[str, Any] | str]:
+    def _parquet_rows(self, wanted: Wanted) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        """Wanted rows. Row groups without one are not read, and of the others no more than a few rows are held."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        at = 0
         try:
-            with pq.ParquetFile(self._path) as table:
-                for batch in table.iter_batches(_ROWS):
-                    yield from batch.to_pylist()
+            with pq.ParquetFile(self._path, buffer_size=1 << 20) as table:
+                left_out = self._bytes - {self._image, self._caption, "key"}
+                columns = [name for name in table.schema_arrow.names if name not in left_out]
+                for number in range(table.num_row_groups):
+                    group = table.metadata.row_group(number)
+                    if not any(map(wanted, range(at, at + group.num_rows))):
+                        at += group.num_rows
+                        continue
+                    for batch in table.iter_batches(_rows_at_once(group), [number], columns):
+                        rows = [i for i in range(len(batch)) if wanted(at + i)]
+                        chosen = batch.take(pa.array(rows, pa.int64())).to_pylist()
+                        yield from zip([at + i for i in rows], chosen, strict=True)
+                        at += len(batch)
         except (pa.ArrowException, OSError) as error:
-            yield f"the rest cannot be read: {error}"
+            yield at, f"the rest cannot be read: {error}"
 
     def read(self, wanted: Wanted) -> Iterator[tuple[int, Sample | Fault]]:
-        """The samples whose number is wanted."""
-        for i, row in enumerate(self._parquet_rows() if self._parquet else self._text_rows()):
+        """The samples whose number is wanted; a table without rows has a fault for one."""
+        for i, row in self._parquet_rows(wanted) if self.parquet else enumerate(self._text_rows()):
             if wanted(i):
                 yield i, self._sample(i, row)
+        if not self._count and wanted(0):
+            yield 0, Fault(self._path.stem, str(self._path), "the table has no rows")
 
     def _sample(self, i: int, row: dict[str, Any] | str) -> Sample | Fault:
         key = f"{self._path.stem}-{i}"
         if isinstance(row, str):
             return Fault(key, str(self._path), row)
-        key = str(row.get("key") or key)
+        key = _text(row.get("key")) or key
         image = row[self._image]
         path = image.get("path") if isinstance(image, dict) else None if isinstance(image, bytes) else image
         content = image.get("bytes") if isinstance(image, dict) else image if isinstance(image, bytes) else None
@@ -272,7 +294,7 @@ class Table:
             return Fault(key, clean(place), f"the column {self._image} has a path with a NUL")
         left_out = {self._image, self._caption, "key", None}
         metadata = {name: _plain(value) for name, value in row.items() if name not in left_out}
-        caption = clean(str(row.get(self._caption) or "")).strip()
+        caption = clean(_text(row.get(self._caption))).strip()
         return Sample(clean(key), content or Path(place), caption, {**metadata, "image_path": clean(place)})
 
     def total(self) -> float:
@@ -280,12 +302,48 @@ class Table:
         return self._count
 
     def fingerprint(self) -> str:
-        """Over the whole file."""
+        """Over the whole file. Of a Parquet table, which may hold all images, over the size and both ends.
+
+        At its end lies the footer, with every column chunk's place and size, and of short values the least and the
+        greatest: a table that was written anew with other rows has another one, unless images were exchanged for
+        others of the very same sizes. Where work is gone on with, the last sample's key is compared besides.
+        """
+        if self.parquet:
+            return _digest("table", *_ends(self._path), self._image, self._caption)
         digest = hashlib.sha256()
         with self._path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         return _digest("table", digest.hexdigest(), self._image, self._caption)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column's values are bytes, or structs of them, as datasets have images and sounds."""
+    import pyarrow.types as is_type
+
+    if is_type.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return bool(is_type.is_binary(kind) or is_type.is_large_binary(kind) or is_type.is_fixed_size_binary(kind))
+
+
+def _rows_at_once(group: Any) -> int:
+    fitting = int(_ROWS_BYTES * group.num_rows // max(group.total_byte_size, 1))
+    return max(1, min(_ROWS, fitting))
+
+
+def _ends(path: Path) -> tuple[str, bytes, bytes]:
+    """A file's size, its beginning and its end: of a Parquet file as much as its footer, if that is long."""
+    with path.open("rb") as file:
+        head = file.read(_ENDS)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 8, 0))
+        footer = int.from_bytes(file.read(4), "little") + 8 if path.suffix.lower() == ".parquet" else 0
+        file.seek(max(size - max(footer, _ENDS), 0))
+        return str(size), head, file.read()
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
 
 
 def _plain(value: Any) -> Any:
@@ -309,7 +367,10 @@ class _Header(tarfile.TarInfo):
 
 class Tar:
     """A WebDataset shard, read as a stream: the files of a sample follow each other and share their name up to the
-    first dot, which is the key."""
+    first dot, which is the key. Files without a dot, and hidden ones, belong to no sample, as WebDataset has it.
+
+    A sample without an image, or a shard without a sample, is a fault: nothing is passed over in silence.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -318,7 +379,7 @@ class Tar:
 
     def read(self, wanted: Wanted) -> Iterator[tuple[int, Sample | Fault]]:
         """The samples whose number is wanted; damage ends the shard."""
-        index, key, parts = -1, "", dict[str, bytes | Fault]()
+        index, key, parts = -1, "", dict[str, bytes | Fault | None]()
         try:
             for tar, member, done in self._members():
                 name, suffix = _split(member.name)
@@ -326,10 +387,12 @@ class Tar:
                     yield from self._finish(index, key, parts)
                     index, key, parts = index + 1, name, {}
                 if wanted(index):
-                    parts[suffix] = self._content(tar, member, key)
+                    parts[suffix] = self._content(tar, member, key) if suffix in _READ else None
                 self._total = (index + 1) / done
             yield from self._finish(index, key, parts)
             self._total = index + 1
+            if index < 0 and wanted(0):
+                yield 0, Fault(self._path.name, str(self._path), "the shard has no samples")
         except (tarfile.TarError, EOFError, OSError) as error:
             if wanted(index + 1):
                 yield index + 1, Fault(self._path.name, str(self._path), f"the shard is damaged: {error}")
@@ -342,26 +405,29 @@ class Tar:
         ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
-                if member.isfile():
+                if member.isfile() and all(_split(member.name)):
                     yield tar, member, max(raw.tell(), 1) / self._size
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, key: str) -> bytes | Fault:
         if member.size > _MAX_FILE:
             path = f"{self._path}/{member.name}"
-            return Fault(key, path, f"the file has {member.size} bytes, more than {_MAX_FILE}")
+            return Fault(clean(key), clean(path), f"the file has {member.size} bytes, more than {_MAX_FILE}")
         file = tar.extractfile(member)
         return file.read() if file else b""
 
-    def _finish(self, index: int, key: str, parts: dict[str, bytes | Fault]) -> Iterator[tuple[int, Sample | Fault]]:
-        """The sample whose files have been read, if it has an image."""
-        fault = next((part for part in parts.values() if isinstance(part, Fault)), None)
-        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix[1:] in parts), None)
-        if fault:
-            yield index, fault
-        elif suffix:
-            files = {name: part for name, part in parts.items() if isinstance(part, bytes)}
-            path = f"{self._path}/{key}{suffix}"
-            yield index, make_sample(key, path, files[suffix[1:]], files.get("txt"), files.get("json"))
+    def _finish(
+        self, index: int, key: str, parts: dict[str, bytes | Fault | None]
+    ) -> Iterator[tuple[int, Sample | Fault]]:
+        """The sample whose files have been read, if it was wanted; of other files only the names are known."""
+        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix[1:] in parts), "")
+        path = f"{self._path}/{key}{suffix}"
+        image, text, extra = (parts.get(name) for name in (suffix[1:], "txt", "json"))
+        if suffix:
+            fault = next((part for part in (image, text, extra) if isinstance(part, Fault)), None)
+            yield index, fault or make_sample(key, path, image, text, extra)  # type: ignore[arg-type]
+        elif parts:
+            found = clean(", ".join(sorted(parts)))
+            yield index, Fault(clean(key), clean(path), f"expected an image (jpg, png, webp, ...), found {found}")
 
     def total(self) -> float | None:
         """How many samples there are, as far as is known."""
@@ -369,17 +435,17 @@ class Tar:
 
     def fingerprint(self) -> str:
         """Over the size, the first and the last 64 KiB."""
-        with self._path.open("rb") as file:
-            head = file.read(1 << 16)
-            file.seek(max(self._size - (1 << 16), 0))
-            return _digest("tar", str(self._size), head, file.read())
+        return _digest("tar", *_ends(self._path))
+
+
+_READ = {suffix[1:] for suffix in IMAGE_SUFFIXES} | {"txt", "json"}  # what a sample is made of
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and suffix of a file."""
+    """Key and suffix of a file; of one that belongs to no sample one of them is empty."""
     folder, _, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
-    return f"{folder}/{stem}".lstrip("/"), suffix.lower()
+    return f"{folder}/{stem}".lstrip("/") if stem else "", suffix.lower()
 
 
 # --- anything else ---------------------------------------------------------------------------------------------------
