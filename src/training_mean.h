@@ -33,6 +33,6 @@ void learn_metric(const TrainingConfig& config, Parameters& parameters, Dataset&
 /// Starts a gated fusion at the best mean, its features standardised over disturbed training rows.
 void start_from_mean(const TrainingConfig& config, Parameters& parameters, const Dataset& data);
 
-inline constexpr std::size_t kTuningConcepts = 768;  ///< as many queries and candidates for a choice
+inline constexpr std::size_t kTuningConcepts = 2048;  ///< as many queries and candidates for a choice
 
 }  // namespace reco::training

@@ -115,7 +115,7 @@ def train_all(world: World, out: Path, seed: int) -> dict[str, reco.Fusion]:
     fusions = {}
     for name, config in configs(world.clip, seed).items():
         started = time.perf_counter()
-        fusions[name] = train_fusion(pairs, world.queries, world.train_memory, config)
+        fusions[name] = train_fusion(world.pairs, pairs, world.queries, world.train_memory, config)
         fusions[name].save(out / f"fusion-{name}-{seed}.safetensors")
         facts = fusions[name].provenance
         say(
