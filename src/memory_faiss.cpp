@@ -11,6 +11,7 @@
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/io.h>
 #include <faiss/index_factory.h>
 #include <faiss/index_io.h>
 
@@ -28,6 +29,36 @@ constexpr const char* kTag = "memory.index";
 constexpr std::int64_t kChunkRows = 2'048;  // added before it can be stopped: a graph takes a second for them
 constexpr std::int64_t kTrainingRows = 262'144;
 using Id = decltype(faiss::Index::ntotal);
+
+/// Where FAISS writes an index: a file that is not there unless all of it is, since a full disk is an Error. FAISS asks
+/// for a few bytes at a time.
+class IndexWriter final : public faiss::IOWriter {
+ public:
+  explicit IndexWriter(const std::filesystem::path& path) : file_(path) { name = path.string(); }
+  std::size_t operator()(const void* data, std::size_t size, std::size_t count) override {
+    const auto bytes = std::span(static_cast<const std::byte*>(data), size * count);
+    if (buffer_.size() + bytes.size() > kMost) flush();
+    if (bytes.size() > kMost) {
+      file_.write(bytes);
+    } else {
+      buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    }
+    return count;
+  }
+  void publish() {
+    flush();
+    file_.publish();
+  }
+
+ private:
+  static constexpr std::size_t kMost = 1 << 20;
+  void flush() {
+    file_.write(buffer_);
+    buffer_.clear();
+  }
+  io::NewFile file_;
+  std::vector<std::byte> buffer_;
+};
 
 /// The index inside wrappers that pass searches on.
 faiss::Index* innermost(faiss::Index* index) {
@@ -186,9 +217,11 @@ class FaissBuilder final : public IndexBuilder {
   }
 
   void write(const std::filesystem::path& path) const override {
-    const std::filesystem::path temporary = path.string() + ".tmp";
-    with_faiss(kTag, [&] { faiss::write_index(map_.get(), temporary.c_str()); });
-    io::rename_durably(temporary, path);
+    with_faiss(kTag, [&] {
+      IndexWriter writer(path);
+      faiss::write_index(map_.get(), &writer);
+      writer.publish();
+    });
   }
 
   std::vector<std::int64_t> resume(const std::filesystem::path& path) override {

@@ -320,7 +320,8 @@ IndexInfo MemoryStore::optimize_side(std::size_t side, const OptimizeOptions& op
   file.modality = static_cast<std::int64_t>(side);
   file.factory = choose(count, format_, options);
   if (file.factory == "exact" || count == 0) {
-    publish(side, std::nullopt);
+    NewFiles none;
+    publish(side, std::nullopt, none);
     file.factory = "exact";
     file.recall_ppm = 1'000'000;
     return index_info(file);
@@ -363,8 +364,7 @@ IndexInfo MemoryStore::optimize_side(std::size_t side, const OptimizeOptions& op
   file.rows = count;
   file.bytes = static_cast<std::int64_t>(written.bytes().size());
   file.sha256 = io::sha256(written.bytes());
-  publish(side, file);
-  files.keep();
+  publish(side, file, files);
   checkpoint.remove();
   const double search_seconds = info.search_seconds;
   info = index_info(file);
@@ -405,8 +405,7 @@ IndexInfo MemoryStore::adopt_index(const fs::path& path, std::size_t side, const
   check(found >= 0.5, tag, "'", path.string(), "' finds ", 100 * found,
         " % of the rows among their own nearest ten: it is no index over these rows in their order");
   const double seconds = tuner.tune(*index, file);
-  publish(side, file);
-  files.keep();
+  publish(side, file, files);
   IndexInfo info = index_info(file);
   info.search_seconds = seconds;
   info.build_seconds = seconds_since(start);
@@ -415,11 +414,13 @@ IndexInfo MemoryStore::adopt_index(const fs::path& path, std::size_t side, const
 
 std::int64_t MemoryStore::next_index_number(std::size_t side) {
   const std::lock_guard lock(read_mutex_);
+  reader(kTag);
   const auto& slot = snapshot_->indexes[side];
-  return slot ? slot->file().number + 1 : 0;
+  if (slot) last_index_[side] = std::max(last_index_[side], slot->file().number);
+  return ++last_index_[side];
 }
 
-void MemoryStore::publish(std::size_t side, const std::optional<MemoryIndexFile>& file) {
+void MemoryStore::publish(std::size_t side, const std::optional<MemoryIndexFile>& file, NewFiles& new_files) {
   const std::lock_guard lock(write_mutex_);
   MemoryDatabase& database = writer(kTag);
   Change change = begin_change();
@@ -434,6 +435,7 @@ void MemoryStore::publish(std::size_t side, const std::optional<MemoryIndexFile>
   io::Transaction transaction(database.connection(), io::Transaction::Kind::write);
   database.write_indexes(files);
   database.write_state(change.state);
+  new_files.keep();
   commit(transaction, std::move(change));
   if (old) io::remove_file(old->file().file(folder_));
 }

@@ -88,12 +88,24 @@ class MemoryStore {
   /// The last committed state, other processes' changes included. `tag` is for the Error that a closed memory gives.
   std::shared_ptr<const MemorySnapshot> snapshot(const char* tag);
 
+  /// The last committed state and what work(snapshot) makes of it: again where rows of the snapshot were compacted away
+  /// meanwhile, which the database then does not know any more. For all that reads both.
+  template <typename Work>
+  auto consistently(const char* tag, const Work& work) {
+    for (std::int64_t attempt = 0;; ++attempt) {
+      auto current = snapshot(tag);
+      auto result = work(*current);
+      if (!compacted_since(*current, attempt)) return std::pair(std::move(current), std::move(result));
+    }
+  }
+
   /// The row of a key that is live in the snapshot; -1 if there is none.
   std::int64_t find(const MemorySnapshot& snapshot, const std::string& key);
   /// Every row that has or had one of the keys, ascending.
   std::vector<std::int64_t> find_all(std::span<const std::string> keys);
-  /// The live rows of some keys that fulfil a condition, ascending.
+  /// The rows of some keys that fulfil a condition, removed ones too, ascending.
   std::vector<std::int64_t> select(const std::optional<std::vector<std::string>>& keys, const std::string& where);
+  /// Empty ones for -1 and for rows that were compacted away.
   std::vector<MemoryText> texts(std::span<const std::int64_t> rows);
 
   /// With `replace`, pairs whose keys are there already take their place.
@@ -123,6 +135,8 @@ class MemoryStore {
   void refresh();
   void load();
   void load_version(std::int64_t version);
+  /// Waits a little where it says so.
+  bool compacted_since(const MemorySnapshot& snapshot, std::int64_t attempt);
   MemoryDatabase& reader(const char* tag);
   /// A connection of its own: long work holds up nobody.
   MemoryDatabase another_reader(const char* tag);
@@ -133,8 +147,8 @@ class MemoryStore {
   /// Builds one side's index, tunes it and makes it count.
   IndexInfo optimize_side(std::size_t side, const OptimizeOptions& options, const Progress& progress);
   std::int64_t next_index_number(std::size_t side);
-  /// Puts one side's index, or none, into the database.
-  void publish(std::size_t side, const std::optional<MemoryIndexFile>& file);
+  /// Puts one side's index, or none, into the database, and keeps its file.
+  void publish(std::size_t side, const std::optional<MemoryIndexFile>& file, NewFiles& files);
   /// Removes the files that an interrupted change left.
   void sweep();
 
@@ -156,6 +170,7 @@ class MemoryStore {
   MemoryState state_;
   std::int64_t last_shard_ = -1;
   std::shared_ptr<const MemorySnapshot> snapshot_;
+  std::array<std::int64_t, 2> last_index_{-1, -1};  ///< numbers of index files, which are not used again
 };
 
 }  // namespace reco
