@@ -37,6 +37,27 @@ std::vector<std::string> one_field(MemoryStore& store, std::span<const std::int6
   return values;
 }
 
+/// The last committed state, and what a search of it is asked. Rows that come later than the snapshot cannot be found;
+/// the database knows the keys and the words of all that can.
+std::pair<std::shared_ptr<const MemorySnapshot>, MemorySearch> read_options(MemoryStore& store,
+                                                                            const SearchOptions& options) {
+  constexpr const char* tag = "memory.search";
+  MemorySearch search{.k = options.k,
+                      .modality = options.modality,
+                      .excluded = {},
+                      .max_similarity = options.max_similarity,
+                      .exact = options.exact,
+                      .effort = options.effort};
+  const bool some = options.only_keys || !options.where.empty();
+  if (!some && options.exclude_keys.empty()) return {store.snapshot(tag), search};
+  return store.consistently(tag, [&](const MemorySnapshot& snapshot) {
+    MemorySearch filtered = search;
+    if (some) filtered.only = std::make_shared<RowSet>(store.select(options.only_keys, options.where), snapshot);
+    for (const auto& keys : options.exclude_keys) filtered.excluded.push_back(store.find_all(keys));
+    return filtered;
+  });
+}
+
 /// Runs work(first, count) page by page.
 template <typename Work>
 void in_pages(std::size_t total, float min_similarity, const Progress& progress, const Work& work) {
@@ -105,18 +126,7 @@ Neighbors Memory::search(const MatrixView& queries, const SearchOptions& options
   check_options(options, queries.rows(), tag);
   check(queries.cols() == dim(), tag, "queries must have ", dim(), " columns, got ", queries.cols());
   const Matrix unit = unit_rows(queries, inverse_norms(queries, tag, "queries"));
-  // Rows that come later than the snapshot cannot be found; the database knows the keys of all that can.
-  const auto snapshot = impl_->store.snapshot(tag);
-  MemorySearch search{.k = options.k,
-                      .modality = options.modality,
-                      .excluded = {},
-                      .max_similarity = options.max_similarity,
-                      .exact = options.exact,
-                      .effort = options.effort};
-  if (options.only_keys || !options.where.empty()) {
-    search.only = std::make_shared<RowSet>(impl_->store.select(options.only_keys, options.where), snapshot->rows);
-  }
-  for (const auto& keys : options.exclude_keys) search.excluded.push_back(impl_->store.find_all(keys));
+  const auto [snapshot, search] = read_options(impl_->store, options);
   Neighbors found;
   found.k = options.k;
   const Modality other = options.modality == Modality::image ? Modality::text : Modality::image;
@@ -194,16 +204,20 @@ std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_s
 }
 
 MemoryRow Memory::get(const std::string& key) const {
-  const auto snapshot = impl_->store.snapshot("memory.get");
-  const std::array row{impl_->store.find(*snapshot, key)};
-  check(row[0] >= 0, "memory.get", "the key '", key, "' is not in '", impl_->store.folder().string(), "'");
-  MemoryText text = impl_->store.texts(row)[0];
+  auto [snapshot, found] = impl_->store.consistently("memory.get", [&](const MemorySnapshot& current) {
+    const std::int64_t place = impl_->store.find(current, key);
+    return std::pair(place, impl_->store.texts(std::array{place})[0]);
+  });
+  auto& [place, text] = found;
+  const std::array row{place};
+  check(place >= 0, "memory.get", "the key '", key, "' is not in '", impl_->store.folder().string(), "'");
   return {std::move(text.key), std::move(text.caption), std::move(text.metadata),
           snapshot->gather(row, Modality::image).row(0), snapshot->gather(row, Modality::text).row(0)};
 }
 
 bool Memory::contains(const std::string& key) const {
-  return impl_->store.find(*impl_->store.snapshot("memory.contains"), key) >= 0;
+  const auto row = [&](const MemorySnapshot& current) { return impl_->store.find(current, key); };
+  return impl_->store.consistently("memory.contains", row).second >= 0;
 }
 
 std::int64_t Memory::size() const {

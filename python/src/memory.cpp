@@ -23,7 +23,7 @@ struct KeyIterator {
   std::size_t place = 0;
 
   std::string step() {
-    if (place == page.size()) turn();
+    while (place == page.size()) turn();
     return std::move(page[place++]);
   }
   void turn() {
@@ -32,6 +32,7 @@ struct KeyIterator {
     const auto wanted = std::span<const std::int64_t>(rows).subspan(next, std::min(size, rows.size() - next));
     const LongCall unlocked;
     page = memory.keys(wanted);
+    std::erase(page, std::string());  // of pairs that were removed and compacted away since
     next += wanted.size();
     place = 0;
   }
