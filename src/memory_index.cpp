@@ -33,7 +33,7 @@ IndexKind index_kind(std::string_view factory) {
 }
 
 const char* index_suffix(const std::string& factory) {
-  return index_kind(factory).type == IndexKind::Type::faiss ? ".index" : ".safetensors";
+  return index_kind(factory).type == IndexKind::Type::faiss ? kIndexSuffixes[1] : kIndexSuffixes[0];
 }
 
 std::filesystem::path MemoryIndexFile::file(const std::filesystem::path& folder) const {

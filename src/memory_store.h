@@ -18,6 +18,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -31,6 +32,8 @@
 #include "reco/types.h"
 
 namespace reco {
+
+class BuildProgress;
 
 /// The names of the folders of the two sides, and the beginning of their files' names.
 inline constexpr std::array<const char*, 2> kMemorySides{"img_emb", "text_emb"};
@@ -47,6 +50,9 @@ std::vector<std::filesystem::path> folder_entries(const std::filesystem::path& f
 /// New files that go again unless a transaction may refer to them.
 class NewFiles {
  public:
+  NewFiles() = default;
+  NewFiles(const NewFiles&) = delete;
+  NewFiles& operator=(const NewFiles&) = delete;
   const std::filesystem::path& add(std::filesystem::path path) { return paths_.emplace_back(std::move(path)); }
   /// Before a commit: one that fails may still be found in the log by the next open.
   void keep() { paths_.clear(); }
@@ -144,8 +150,15 @@ class MemoryStore {
   MemoryDatabase& writer(const char* tag);
   Change begin_change();
   void commit(io::Transaction& transaction, Change change);
+  struct SideBuild;
+  struct BuiltIndex;
   /// Builds one side's index, tunes it and makes it count.
-  IndexInfo optimize_side(std::size_t side, const OptimizeOptions& options, const Progress& progress);
+  IndexInfo optimize_side(std::size_t side, const OptimizeOptions& options, BuildProgress& progress);
+  IndexInfo drop_index(std::size_t side);
+  /// The first of some kinds that reaches the recall, else the one that comes nearest.
+  std::unique_ptr<BuiltIndex> build_best(SideBuild& build, const std::vector<std::string>& choices,
+                                         std::mt19937_64& generator);
+  std::unique_ptr<BuiltIndex> build_index(SideBuild& build, const std::string& factory, std::mt19937_64& generator);
   std::int64_t next_index_number(std::size_t side);
   /// Puts one side's index, or none, into the database, and keeps its file.
   void publish(std::size_t side, const std::optional<MemoryIndexFile>& file, NewFiles& files);
