@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
+#include <functional>
 
+#include "memory_duplicates.h"
 #include "memory_input.h"
 #include "memory_search.h"
 #include "memory_store.h"
@@ -75,17 +76,6 @@ void in_pages(std::size_t total, float min_similarity, const Progress& progress,
   }
 }
 
-/// Each once.
-std::vector<Duplicate> best_first(std::vector<Duplicate> found) {
-  const auto order = [](const Duplicate& a, const Duplicate& b) {
-    return std::tuple(-a.score, a.row, a.other) < std::tuple(-b.score, b.row, b.other);
-  };
-  std::sort(found.begin(), found.end(), order);
-  const auto same = [](const Duplicate& a, const Duplicate& b) { return a.row == b.row && a.other == b.other; };
-  found.erase(std::unique(found.begin(), found.end(), same), found.end());
-  return found;
-}
-
 }  // namespace
 
 Memory Memory::create(const std::filesystem::path& folder, std::int64_t dim, const std::string& encoder,
@@ -130,9 +120,11 @@ Neighbors Memory::search(const MatrixView& queries, const SearchOptions& options
   Neighbors found;
   found.k = options.k;
   const Modality other = options.modality == Modality::image ? Modality::text : Modality::image;
-  const auto prefetch = [&](std::span<const std::int64_t> rows) {
-    if (options.partners) snapshot->prefetch(rows, other);
-  };
+  // The system reads a group's partners while the next one searches. One query has few, which are soon read.
+  std::function<void(std::span<const std::int64_t>)> prefetch;
+  if (options.partners && unit.rows() > 1) {
+    prefetch = [&, &shown = *snapshot](std::span<const std::int64_t> rows) { shown.prefetch(rows, other); };
+  }
   search_rows(*snapshot, unit, search, found.rows, found.scores, prefetch);
   if (!options.partners) return found;
   found.partners = snapshot->gather({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, other);
@@ -153,16 +145,17 @@ std::vector<Duplicate> Memory::duplicates(float min_similarity, Modality modalit
   constexpr const char* tag = "memory.duplicates";
   const auto snapshot = impl_->store.snapshot(tag);
   const auto rows = snapshot->live_rows();
-  std::vector<Duplicate> found;
+  Duplicates found;
   in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto part = std::span(rows).subspan(first, count);
     MemorySearch search{.k = 16, .modality = modality};
     for (const std::int64_t row : part) search.excluded.push_back({row});
-    find_similar(*snapshot, snapshot->gather(part, modality), search, min_similarity, [&](auto i, const auto& other) {
-      found.push_back({std::min(part[i], other.row), std::max(part[i], other.row), other.score});
-    });
+    find_similar(*snapshot, snapshot->gather(part, modality), search, min_similarity,
+                 [&](auto i, const auto& other, bool more) {
+                   found.add({std::min(part[i], other.row), std::max(part[i], other.row), other.score, more});
+                 });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 std::vector<Duplicate> Memory::duplicates(const Memory& against, float min_similarity, Modality modality,
@@ -173,15 +166,15 @@ std::vector<Duplicate> Memory::duplicates(const Memory& against, float min_simil
   check(encoder().empty() || against.encoder().empty() || encoder() == against.encoder(), tag,
         "both memories must be of one encoder, this is of '", encoder(), "', the other of '", against.encoder(), "'");
   const auto rows = others->live_rows();
-  std::vector<Duplicate> found;
+  Duplicates found;
   in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto part = std::span(rows).subspan(first, count);
     find_similar(*snapshot, others->gather(part, modality), {.k = 16, .modality = modality}, min_similarity,
-                 [&](auto i, const auto& row) {
-                   found.push_back({row.row, part[i], row.score});
+                 [&](auto i, const auto& row, bool more) {
+                   found.add({row.row, part[i], row.score, more});
                  });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_similarity, Modality modality,
@@ -191,16 +184,17 @@ std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_s
   check(against.rows() == 0 || against.cols() == dim(), tag, "against must have ", dim(), " columns, got ",
         against.cols());
   const Matrix unit = unit_rows(against, inverse_norms(against, tag, "against"));
-  std::vector<Duplicate> found;
+  Duplicates found;
   const auto rows = static_cast<std::size_t>(unit.rows());
   in_pages(rows, min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto begin = static_cast<std::int64_t>(first);
     const Matrix part = unit.middleRows(begin, static_cast<std::int64_t>(count));
-    find_similar(*snapshot, part, {.k = 16, .modality = modality}, min_similarity, [&](auto i, const auto& row) {
-      found.push_back({row.row, begin + i, row.score});
-    });
+    find_similar(*snapshot, part, {.k = 16, .modality = modality}, min_similarity,
+                 [&](auto i, const auto& row, bool more) {
+                   found.add({row.row, begin + i, row.score, more});
+                 });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 MemoryRow Memory::get(const std::string& key) const {
