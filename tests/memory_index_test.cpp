@@ -165,7 +165,7 @@ TEST_P(EveryIndex, FindsAmongThoseThatAFilterLeaves) {
   const Matrix queries = clustered(200, 99);
   for (const int below : {30, 10, 2}) {  // a half, a sixth, and so few that they are compared one by one
     const std::string where = "json_extract(metadata, '$.n') < " + std::to_string(below);
-    EXPECT_GE(recall(memory, queries, {.k = 10, .where = where}), below == 2 ? 1.0 : 0.93) << where;
+    EXPECT_GE(recall(memory, queries, {.k = 10, .where = where}), below == 2 ? 1.0 : 0.9) << where;
   }
 }
 
