@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
+#include <functional>
 
+#include "memory_duplicates.h"
 #include "memory_input.h"
 #include "memory_search.h"
 #include "memory_store.h"
@@ -37,6 +38,27 @@ std::vector<std::string> one_field(MemoryStore& store, std::span<const std::int6
   return values;
 }
 
+/// The last committed state, and what a search of it is asked. Rows that come later than the snapshot cannot be found;
+/// the database knows the keys and the words of all that can.
+std::pair<std::shared_ptr<const MemorySnapshot>, MemorySearch> read_options(MemoryStore& store,
+                                                                            const SearchOptions& options) {
+  constexpr const char* tag = "memory.search";
+  MemorySearch search{.k = options.k,
+                      .modality = options.modality,
+                      .excluded = {},
+                      .max_similarity = options.max_similarity,
+                      .exact = options.exact,
+                      .effort = options.effort};
+  const bool some = options.only_keys || !options.where.empty();
+  if (!some && options.exclude_keys.empty()) return {store.snapshot(tag), search};
+  return store.consistently(tag, [&](const MemorySnapshot& snapshot) {
+    MemorySearch filtered = search;
+    if (some) filtered.only = std::make_shared<RowSet>(store.select(options.only_keys, options.where), snapshot);
+    for (const auto& keys : options.exclude_keys) filtered.excluded.push_back(store.find_all(keys));
+    return filtered;
+  });
+}
+
 /// Runs work(first, count) page by page.
 template <typename Work>
 void in_pages(std::size_t total, float min_similarity, const Progress& progress, const Work& work) {
@@ -52,17 +74,6 @@ void in_pages(std::size_t total, float min_similarity, const Progress& progress,
       fail("interrupted", "duplicates stopped after ", done, " of ", total);
     }
   }
-}
-
-/// Each once.
-std::vector<Duplicate> best_first(std::vector<Duplicate> found) {
-  const auto order = [](const Duplicate& a, const Duplicate& b) {
-    return std::tuple(-a.score, a.row, a.other) < std::tuple(-b.score, b.row, b.other);
-  };
-  std::sort(found.begin(), found.end(), order);
-  const auto same = [](const Duplicate& a, const Duplicate& b) { return a.row == b.row && a.other == b.other; };
-  found.erase(std::unique(found.begin(), found.end(), same), found.end());
-  return found;
 }
 
 }  // namespace
@@ -105,24 +116,15 @@ Neighbors Memory::search(const MatrixView& queries, const SearchOptions& options
   check_options(options, queries.rows(), tag);
   check(queries.cols() == dim(), tag, "queries must have ", dim(), " columns, got ", queries.cols());
   const Matrix unit = unit_rows(queries, inverse_norms(queries, tag, "queries"));
-  // Rows that come later than the snapshot cannot be found; the database knows the keys of all that can.
-  const auto snapshot = impl_->store.snapshot(tag);
-  MemorySearch search{.k = options.k,
-                      .modality = options.modality,
-                      .excluded = {},
-                      .max_similarity = options.max_similarity,
-                      .exact = options.exact,
-                      .effort = options.effort};
-  if (options.only_keys || !options.where.empty()) {
-    search.only = std::make_shared<RowSet>(impl_->store.select(options.only_keys, options.where), snapshot->rows);
-  }
-  for (const auto& keys : options.exclude_keys) search.excluded.push_back(impl_->store.find_all(keys));
+  const auto [snapshot, search] = read_options(impl_->store, options);
   Neighbors found;
   found.k = options.k;
   const Modality other = options.modality == Modality::image ? Modality::text : Modality::image;
-  const auto prefetch = [&](std::span<const std::int64_t> rows) {
-    if (options.partners) snapshot->prefetch(rows, other);
-  };
+  // The system reads a group's partners while the next one searches. One query has few, which are soon read.
+  std::function<void(std::span<const std::int64_t>)> prefetch;
+  if (options.partners && unit.rows() > 1) {
+    prefetch = [&, &shown = *snapshot](std::span<const std::int64_t> rows) { shown.prefetch(rows, other); };
+  }
   search_rows(*snapshot, unit, search, found.rows, found.scores, prefetch);
   if (!options.partners) return found;
   found.partners = snapshot->gather({found.rows.data(), static_cast<std::size_t>(found.rows.size())}, other);
@@ -143,16 +145,17 @@ std::vector<Duplicate> Memory::duplicates(float min_similarity, Modality modalit
   constexpr const char* tag = "memory.duplicates";
   const auto snapshot = impl_->store.snapshot(tag);
   const auto rows = snapshot->live_rows();
-  std::vector<Duplicate> found;
+  Duplicates found;
   in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto part = std::span(rows).subspan(first, count);
     MemorySearch search{.k = 16, .modality = modality};
     for (const std::int64_t row : part) search.excluded.push_back({row});
-    find_similar(*snapshot, snapshot->gather(part, modality), search, min_similarity, [&](auto i, const auto& other) {
-      found.push_back({std::min(part[i], other.row), std::max(part[i], other.row), other.score});
-    });
+    find_similar(*snapshot, snapshot->gather(part, modality), search, min_similarity,
+                 [&](auto i, const auto& other, bool more) {
+                   found.add({std::min(part[i], other.row), std::max(part[i], other.row), other.score, more});
+                 });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 std::vector<Duplicate> Memory::duplicates(const Memory& against, float min_similarity, Modality modality,
@@ -163,15 +166,15 @@ std::vector<Duplicate> Memory::duplicates(const Memory& against, float min_simil
   check(encoder().empty() || against.encoder().empty() || encoder() == against.encoder(), tag,
         "both memories must be of one encoder, this is of '", encoder(), "', the other of '", against.encoder(), "'");
   const auto rows = others->live_rows();
-  std::vector<Duplicate> found;
+  Duplicates found;
   in_pages(rows.size(), min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto part = std::span(rows).subspan(first, count);
     find_similar(*snapshot, others->gather(part, modality), {.k = 16, .modality = modality}, min_similarity,
-                 [&](auto i, const auto& row) {
-                   found.push_back({row.row, part[i], row.score});
+                 [&](auto i, const auto& row, bool more) {
+                   found.add({row.row, part[i], row.score, more});
                  });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_similarity, Modality modality,
@@ -181,29 +184,34 @@ std::vector<Duplicate> Memory::duplicates(const MatrixView& against, float min_s
   check(against.rows() == 0 || against.cols() == dim(), tag, "against must have ", dim(), " columns, got ",
         against.cols());
   const Matrix unit = unit_rows(against, inverse_norms(against, tag, "against"));
-  std::vector<Duplicate> found;
+  Duplicates found;
   const auto rows = static_cast<std::size_t>(unit.rows());
   in_pages(rows, min_similarity, progress, [&](std::size_t first, std::size_t count) {
     const auto begin = static_cast<std::int64_t>(first);
     const Matrix part = unit.middleRows(begin, static_cast<std::int64_t>(count));
-    find_similar(*snapshot, part, {.k = 16, .modality = modality}, min_similarity, [&](auto i, const auto& row) {
-      found.push_back({row.row, begin + i, row.score});
-    });
+    find_similar(*snapshot, part, {.k = 16, .modality = modality}, min_similarity,
+                 [&](auto i, const auto& row, bool more) {
+                   found.add({row.row, begin + i, row.score, more});
+                 });
   });
-  return best_first(std::move(found));
+  return std::move(found).best_first();
 }
 
 MemoryRow Memory::get(const std::string& key) const {
-  const auto snapshot = impl_->store.snapshot("memory.get");
-  const std::array row{impl_->store.find(*snapshot, key)};
-  check(row[0] >= 0, "memory.get", "the key '", key, "' is not in '", impl_->store.folder().string(), "'");
-  MemoryText text = impl_->store.texts(row)[0];
+  auto [snapshot, found] = impl_->store.consistently("memory.get", [&](const MemorySnapshot& current) {
+    const std::int64_t place = impl_->store.find(current, key);
+    return std::pair(place, impl_->store.texts(std::array{place})[0]);
+  });
+  auto& [place, text] = found;
+  const std::array row{place};
+  check(place >= 0, "memory.get", "the key '", key, "' is not in '", impl_->store.folder().string(), "'");
   return {std::move(text.key), std::move(text.caption), std::move(text.metadata),
           snapshot->gather(row, Modality::image).row(0), snapshot->gather(row, Modality::text).row(0)};
 }
 
 bool Memory::contains(const std::string& key) const {
-  return impl_->store.find(*impl_->store.snapshot("memory.contains"), key) >= 0;
+  const auto row = [&](const MemorySnapshot& current) { return impl_->store.find(current, key); };
+  return impl_->store.consistently("memory.contains", row).second >= 0;
 }
 
 std::int64_t Memory::size() const {

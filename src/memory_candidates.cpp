@@ -6,9 +6,9 @@
 
 namespace reco {
 
-RowSet::RowSet(std::vector<std::int64_t> rows, std::int64_t end)
-    : rows_(std::move(rows)), bits_(static_cast<std::size_t>(end + 63) / 64 + 1) {
-  std::erase_if(rows_, [&](std::int64_t row) { return row < 0 || row >= end; });
+RowSet::RowSet(std::vector<std::int64_t> rows, const MemorySnapshot& snapshot)
+    : rows_(std::move(rows)), bits_(static_cast<std::size_t>(snapshot.rows + 63) / 64 + 1) {
+  std::erase_if(rows_, [&](std::int64_t row) { return !snapshot.live(row); });
   for (const std::int64_t row : rows_) bits_[static_cast<std::size_t>(row) / 64] |= std::uint64_t{1} << (row % 64);
 }
 

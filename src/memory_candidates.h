@@ -23,8 +23,8 @@ namespace reco {
 /// A set of row numbers.
 class RowSet {
  public:
-  /// From row numbers in ascending order; those outside [0, end) are left out.
-  RowSet(std::vector<std::int64_t> rows, std::int64_t end);
+  /// Of the row numbers, ascending, those that are live in a snapshot.
+  RowSet(std::vector<std::int64_t> rows, const MemorySnapshot& snapshot);
   bool contains(std::int64_t row) const { return (bits_[static_cast<std::size_t>(row) / 64] >> (row % 64) & 1) != 0; }
   const std::vector<std::int64_t>& rows() const { return rows_; }
 

@@ -149,6 +149,7 @@ void MemoryStore::compact() {
   state.encoder = encoder_;
   state.generation = change.state.generation + 1;
   state.indexes_digest = change.state.indexes_digest;
+  after->generation = state.generation;
   for (const MemoryShard& shard : shards) {
     after->append(folder_, shard);
     state.add(shard);

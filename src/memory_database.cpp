@@ -383,7 +383,7 @@ std::vector<std::int64_t> MemoryDatabase::select(const std::string& where) {
   std::vector<std::int64_t> rows;
   try {
     io::Statement statement =
-        database_.prepare_restricted("SELECT row FROM rows WHERE live = 1 AND (" + where + "\n) ORDER BY row", "rows");
+        database_.prepare_restricted("SELECT row FROM rows WHERE (" + where + "\n) ORDER BY row", "rows");
     while (statement.step()) rows.push_back(statement.integer(0));
   } catch (const Interrupted&) {
     throw;
@@ -393,7 +393,7 @@ std::vector<std::int64_t> MemoryDatabase::select(const std::string& where) {
   return rows;
 }
 
-MemoryText MemoryDatabase::text(std::int64_t row) {
+std::optional<MemoryText> MemoryDatabase::text(std::int64_t row) {
   io::Statement& statement = cached("SELECT key, caption, metadata, hash FROM rows WHERE row = ?");
   MemoryText text;
   std::int64_t hash = 0;
@@ -403,9 +403,17 @@ MemoryText MemoryDatabase::text(std::int64_t row) {
     hash = statement.integer(3);
   }
   statement.reset();
-  check(found && hash == row_hash(row, text), "memory.read", "'", database_.path().string(), "' is damaged: row ", row,
-        found ? " does not fit its checksum" : " is missing");
+  if (!found) return std::nullopt;
+  check(hash == row_hash(row, text), "memory.read", "'", database_.path().string(), "' is damaged: row ", row,
+        " does not fit its checksum");
   return text;
+}
+
+std::int64_t MemoryDatabase::generation() {
+  io::Statement& statement = cached("SELECT value FROM meta WHERE name = 'generation'");
+  const std::int64_t value = statement.step() ? number(statement.text(0)) : -1;
+  statement.reset();
+  return value;
 }
 
 void MemoryDatabase::insert_row(std::int64_t row, const MemoryText& text, std::int64_t data_hash) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <string>
@@ -94,9 +95,12 @@ class MemoryDatabase {
 
   std::int64_t find(std::string_view key);                   ///< the live row of a key, -1 if there is none
   std::vector<std::int64_t> find_all(std::string_view key);  ///< removed rows that had the key too
-  /// The live rows that fulfil an SQL condition on key, caption and metadata, ascending.
+  /// The rows, removed ones too, that fulfil an SQL condition on key, caption and metadata, ascending.
   std::vector<std::int64_t> select(const std::string& where);
-  MemoryText text(std::int64_t row);  ///< removed rows keep their words
+  /// Removed rows keep their words; none once they are compacted away. Throws Error where they do not fit their
+  /// checksum.
+  std::optional<MemoryText> text(std::int64_t row);
+  std::int64_t generation();  ///< as it is now, whatever snapshots say
 
   /// Makes a database of format 1 one of this format.
   void upgrade();

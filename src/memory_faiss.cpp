@@ -11,12 +11,15 @@
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/impl/AuxIndexStructures.h>
+#include <faiss/impl/io.h>
 #include <faiss/index_factory.h>
 #include <faiss/index_io.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "io/file.h"
+#include "memory_budget.h"
 #include "memory_index.h"
 #include "parallel.h"
 
@@ -27,7 +30,39 @@ namespace {
 constexpr const char* kTag = "memory.index";
 constexpr std::int64_t kChunkRows = 2'048;  // added before it can be stopped: a graph takes a second for them
 constexpr std::int64_t kTrainingRows = 262'144;
+constexpr std::int64_t kLeastSample = 8'192;
+constexpr std::int64_t kMostWanted = 8'192;  // candidates of a query, where few of them may be found
 using Id = decltype(faiss::Index::ntotal);
+
+/// Where FAISS writes an index: a file that is not there unless all of it is, since a full disk is an Error. FAISS asks
+/// for a few bytes at a time.
+class IndexWriter final : public faiss::IOWriter {
+ public:
+  explicit IndexWriter(const std::filesystem::path& path) : file_(path) { name = path.string(); }
+  std::size_t operator()(const void* data, std::size_t size, std::size_t count) override {
+    const auto bytes = std::span(static_cast<const std::byte*>(data), size * count);
+    if (buffer_.size() + bytes.size() > kMost) flush();
+    if (bytes.size() > kMost) {
+      file_.write(bytes);
+    } else {
+      buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    }
+    return count;
+  }
+  void publish() {
+    flush();
+    file_.publish();
+  }
+
+ private:
+  static constexpr std::size_t kMost = 1 << 20;
+  void flush() {
+    file_.write(buffer_);
+    buffer_.clear();
+  }
+  io::NewFile file_;
+  std::vector<std::byte> buffer_;
+};
 
 /// The index inside wrappers that pass searches on.
 faiss::Index* innermost(faiss::Index* index) {
@@ -80,26 +115,44 @@ class FaissIndex final : public MemoryIndex {
       graph->hnsw.efSearch = static_cast<int>(std::clamp<std::int64_t>(effort, 1, 1 << 20));
   }
 
+  /// Asks again, for more, where too many of what was found may not be: newer rows would take their places.
   void search(const QueryGroup& group, Candidates& best) const override {
-    const std::int64_t wanted = wanted_candidates(group);
-    if (wanted == 0) return;
-    const std::int64_t dim = group.snapshot.dim();
-    Matrix queries(group.count, dim);
-    for (std::int64_t i = 0; i < group.count; ++i) std::copy_n(group.query(i), dim, queries.row(i).data());
-    Matrix scores(group.count, wanted);
-    std::vector<Id> rows(static_cast<std::size_t>(group.count * wanted), -1);
-    // FAISS 1.7.3 passes no parameters through the map from places to row numbers: it is applied here.
-    const auto* map = dynamic_cast<const faiss::IndexIDMap*>(index_.get());
-    const faiss::Index& searched = map != nullptr ? *map->index : *index_;
-    SearchEffort effort(searched, group.search.effort);
-    with_faiss(kTag, [&] {
-      searched.search(group.count, queries.data(), wanted, scores.data(), rows.data(), effort.parameters());
-    });
-    for (Id& row : rows) row = map != nullptr && row >= 0 ? map->id_map.at(static_cast<std::size_t>(row)) : row;
-    parallel_for(group.count, [&](std::int64_t i) {
-      offer(group, i, std::span(rows).subspan(static_cast<std::size_t>(i * wanted), static_cast<std::size_t>(wanted)),
-            best);
-    });
+    std::vector<std::int64_t> queries(static_cast<std::size_t>(group.count));
+    std::iota(queries.begin(), queries.end(), std::int64_t{0});
+    std::int64_t wanted = wanted_candidates(group);
+    const std::int64_t most = std::max(wanted, std::min<std::int64_t>(index_->ntotal, kMostWanted));
+    while (wanted > 0 && !queries.empty()) {
+      const bool all = wanted == most;
+      const std::vector<Id> rows = find(group, queries, wanted);
+      std::vector<char> lacking(queries.size());
+      parallel_for(static_cast<std::int64_t>(queries.size()), [&](std::int64_t i) {
+        const auto found =
+            std::span(rows).subspan(static_cast<std::size_t>(i * wanted), static_cast<std::size_t>(wanted));
+        lacking[i] = !offer(group, queries[i], found, all || found.back() < 0, best);
+      });
+      std::size_t left = 0;
+      for (std::size_t i = 0; i < queries.size(); ++i) {
+        if (lacking[i] != 0) queries[left++] = queries[i];
+      }
+      queries.resize(left);
+      wanted = std::min(4 * wanted, most);
+    }
+  }
+
+  std::vector<std::int64_t> nearest(const Matrix& queries) const override {
+    Matrix scores(queries.rows(), 1);
+    std::vector<Id> rows(static_cast<std::size_t>(queries.rows()), -1);
+    with_faiss(kTag, [&] { index_->search(queries.rows(), queries.data(), 1, scores.data(), rows.data()); });
+    return {rows.begin(), rows.end()};
+  }
+
+  double bytes_a_number() const override {
+    const faiss::Index* inner = innermost(index_.get());
+    if (const auto* graph = dynamic_cast<const faiss::IndexHNSW*>(inner)) inner = graph->storage;
+    const auto* lists = dynamic_cast<const faiss::IndexIVF*>(inner);
+    const auto* codes = dynamic_cast<const faiss::IndexFlatCodes*>(inner);
+    const std::size_t bytes = lists != nullptr ? lists->code_size : codes != nullptr ? codes->code_size : 0;
+    return static_cast<double>(bytes) / static_cast<double>(index_->d);
   }
 
  private:
@@ -111,30 +164,63 @@ class FaissIndex final : public MemoryIndex {
     }
   }
 
-  /// Enough that the removed and the excluded ones among them leave k.
+  /// Enough that the removed and the excluded ones among them, and those that a filter leaves out, leave k.
   std::int64_t wanted_candidates(const QueryGroup& group) const {
     std::int64_t excluded = 0;
     for (const auto& rows : group.search.excluded)
       excluded = std::max(excluded, static_cast<std::int64_t>(rows.size()));
-    const double live = static_cast<double>(group.snapshot.live_count()) /
-                        static_cast<double>(std::max<std::int64_t>(1, group.snapshot.rows));
-    const double wanted =
-        static_cast<double>((group.search.k + std::min<std::int64_t>(excluded, 1'000)) * refine_) / std::max(live, 0.1);
+    const RowSet* only = group.search.only.get();
+    const auto may_be_found =
+        only != nullptr ? static_cast<std::int64_t>(only->rows().size()) : group.snapshot.live_count();
+    const double share =
+        static_cast<double>(may_be_found) / static_cast<double>(std::max<std::int64_t>(1, group.snapshot.rows));
+    const double wanted = static_cast<double>((group.search.k + std::min<std::int64_t>(excluded, 1'000)) * refine_) /
+                          std::max(share, 0.1);
     return std::min<std::int64_t>(index_->ntotal, static_cast<std::int64_t>(wanted) + 1);
   }
 
-  void offer(const QueryGroup& group, std::int64_t i, std::span<const Id> rows, Candidates& best) const {
+  /// What the index has for some queries of a group, `wanted` row numbers each; -1 where it has no more.
+  std::vector<Id> find(const QueryGroup& group, const std::vector<std::int64_t>& numbers, std::int64_t wanted) const {
+    const auto count = static_cast<std::int64_t>(numbers.size());
+    const std::int64_t dim = group.snapshot.dim();
+    Matrix queries(count, dim);
+    for (std::int64_t i = 0; i < count; ++i) std::copy_n(group.query(numbers[i]), dim, queries.row(i).data());
+    Matrix scores(count, wanted);
+    std::vector<Id> rows(static_cast<std::size_t>(count * wanted), -1);
+    // FAISS 1.7.3 passes no parameters through the map from places to row numbers: it is applied here.
+    const auto* map = dynamic_cast<const faiss::IndexIDMap*>(index_.get());
+    const faiss::Index& searched = map != nullptr ? *map->index : *index_;
+    SearchEffort effort(searched, group.search.effort);
+    with_faiss(
+        kTag, [&] { searched.search(count, queries.data(), wanted, scores.data(), rows.data(), effort.parameters()); });
+    for (Id& row : rows) row = map != nullptr && row >= 0 ? map->id_map.at(static_cast<std::size_t>(row)) : row;
+    return rows;
+  }
+
+  /// Offers the rows that may be found, scored anew; false, with none offered, where they are fewer than k though the
+  /// index has more than these.
+  bool offer(const QueryGroup& group, std::int64_t i, std::span<const Id> rows, bool all, Candidates& best) const {
     std::vector<const std::byte*> data;
     std::vector<std::int64_t> numbers;
     for (const Id row : rows) {
       if (row < 0) continue;
       check(row < group.snapshot.rows, kTag, "'", path_.string(), "' is damaged: it has row ", row);
-      const std::byte* there = group.snapshot.row_data(row, group.side());
-      if (there != nullptr) data.push_back(there), numbers.push_back(row);
+      const auto place = group.snapshot.place(row);
+      const bool live = place.segment != nullptr && !place.segment->removed(place.index);
+      if (!live || (group.search.only && !group.search.only->contains(row))) continue;
+      data.push_back(place.segment->sides[group.side()] + place.index * group.format().bytes());
+      numbers.push_back(row);
     }
     std::vector<float> scores(data.size() + 4);
     group.format().scores_of_one(group.prepared(i), data.data(), static_cast<std::int64_t>(data.size()), scores.data());
+    auto admitted = static_cast<std::int64_t>(data.size());
+    if (!all && (!group.search.excluded.empty() || group.search.max_similarity)) {
+      admitted = 0;
+      for (std::size_t j = 0; j < data.size(); ++j) admitted += group.admits(i, {scores[j], numbers[j]});
+    }
+    if (!all && admitted < group.search.k) return false;
     for (std::size_t j = 0; j < data.size(); ++j) best.offer(i, {scores[j], numbers[j]});
+    return true;
   }
 
   std::filesystem::path path_;
@@ -160,14 +246,18 @@ class FaissBuilder final : public IndexBuilder {
       codes->pq.cp.min_points_per_centroid = 1;
     }
     map_ = std::make_unique<faiss::IndexIDMap>(index_.get());
+    held_ = held_bytes();
+    const std::int64_t needed = std::max(training(least_sample()), adding_bytes(*index_, kChunkRows));
+    check_budget(factory, source_, build_, held_ + needed, "an index with shorter codes needs less");
+    reserve(*map_, source_.rows);
   }
 
   void train() override {
     if (index_->is_trained) return;
-    const std::int64_t fits = build_.max_memory / (3 * source_.snapshot.dim() * 4);
-    const auto count =
-        static_cast<std::size_t>(std::min({fits, kTrainingRows, static_cast<std::int64_t>(source_.sample.size())}));
-    check(count > 0, kTag, "training needs more than the ", build_.max_memory, " bytes that are allowed");
+    const std::int64_t left = build_.max_memory - held_beside(source_) - held_;
+    const TrainingBytes bytes = training_bytes(*index_);
+    const auto count = static_cast<std::size_t>(
+        std::clamp((left - bytes.fixed) / bytes.row, least_sample(), std::min(kTrainingRows, sample_size())));
     const Matrix data = source_.snapshot.gather(std::span(source_.sample).first(count), modality());
     with_faiss(kTag, [&] { map_->train(data.rows(), data.data()); });
   }
@@ -186,9 +276,11 @@ class FaissBuilder final : public IndexBuilder {
   }
 
   void write(const std::filesystem::path& path) const override {
-    const std::filesystem::path temporary = path.string() + ".tmp";
-    with_faiss(kTag, [&] { faiss::write_index(map_.get(), temporary.c_str()); });
-    io::rename_durably(temporary, path);
+    with_faiss(kTag, [&] {
+      IndexWriter writer(path);
+      faiss::write_index(map_.get(), &writer);
+      writer.publish();
+    });
   }
 
   std::vector<std::int64_t> resume(const std::filesystem::path& path) override {
@@ -200,15 +292,35 @@ class FaissBuilder final : public IndexBuilder {
       map_.reset(map);
       map_->own_fields = false;
       index_.reset(map_->index);
+      reserve(*map_, source_.rows);
     });
     return {map_->id_map.begin(), map_->id_map.end()};
   }
 
  private:
   Modality modality() const { return source_.side == 0 ? Modality::image : Modality::text; }
+  std::int64_t sample_size() const { return static_cast<std::int64_t>(source_.sample.size()); }
+
+  /// Rows that training takes where memory is short.
+  std::int64_t least_sample() const {
+    const auto* lists = dynamic_cast<const faiss::IndexIVF*>(innermost(index_.get()));
+    const std::int64_t centroids = lists != nullptr ? static_cast<std::int64_t>(lists->nlist) : 0;
+    return std::min({std::max(kLeastSample, 39 * centroids), sample_size(), kTrainingRows});
+  }
+  std::int64_t training(std::int64_t rows) const {
+    if (index_->is_trained) return 0;
+    const TrainingBytes bytes = training_bytes(*index_);
+    return rows * bytes.row + bytes.fixed;
+  }
+  /// Of the index, and of what is read back to tune it where that is not mapped.
+  std::int64_t held_bytes() const {
+    const bool mapped = dynamic_cast<const faiss::IndexIVF*>(innermost(index_.get())) != nullptr;
+    return (mapped ? 1 : 2) * index_bytes(*map_, source_.rows);
+  }
 
   IndexSource source_;
   IndexBuild build_;
+  std::int64_t held_ = 0;
   std::unique_ptr<faiss::Index> index_;
   std::unique_ptr<faiss::IndexIDMap> map_;
 };

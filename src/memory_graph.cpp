@@ -14,6 +14,7 @@
 #include <queue>
 
 #include "io/safetensors.h"
+#include "memory_budget.h"
 #include "memory_index.h"
 #include "parallel.h"
 
@@ -297,9 +298,11 @@ class GraphBuilder final : public IndexBuilder {
         index_(&storage_, static_cast<int>(links)) {
     check(links >= 2 && links <= kMostLinks, kTag, "HNSW must have 2 to ", kMostLinks, " links, got ", links);
     check(source_.rows < std::int64_t{1} << 31, kTag, "HNSW takes fewer than 2^31 rows, got ", source_.rows);
-    const std::int64_t bytes = source_.rows * (links * 9 + 48) + kChunkRows * source_.snapshot.dim() * 4;
-    check(bytes <= build_.max_memory, kTag, "HNSW", links, " over ", source_.rows, " rows needs ", bytes,
-          " bytes to build, allowed are ", build_.max_memory, ": fewer links, or IVF, need less");
+    // Beside the graph: the rows' numbers, and another list of them or of offsets where the graph is written or read.
+    const std::int64_t bytes = graph_bytes(index_.hnsw, source_.rows) + 16 * source_.rows +
+                               kChunkRows * source_.snapshot.dim() * std::int64_t{sizeof(float)};
+    check_budget("HNSW" + std::to_string(links), source_, build_, bytes, "fewer links, or IVF, need less");
+    reserve(index_.hnsw, source_.rows);
     index_.hnsw.efConstruction = kConstructionEffort;
     index_.hnsw.rng = faiss::RandomGenerator(static_cast<std::int64_t>(build_.seed));
     rows_.reserve(static_cast<std::size_t>(source_.rows));
@@ -340,7 +343,8 @@ class GraphBuilder final : public IndexBuilder {
     faiss::HNSW& graph = index_.hnsw;
     rows_.assign(rows.begin(), rows.end());
     graph.offsets.assign(offsets.begin(), offsets.end());
-    graph.neighbors.assign(links.begin(), links.end());
+    graph.neighbors.resize(links.size());
+    std::copy(links.begin(), links.end(), graph.neighbors.data());
     graph.entry_point = static_cast<Node>(number(file, "entry"));
     graph.max_level = static_cast<int>(number(file, "levels"));
     const auto& sizes = graph.cum_nneighbor_per_level;

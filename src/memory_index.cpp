@@ -33,7 +33,7 @@ IndexKind index_kind(std::string_view factory) {
 }
 
 const char* index_suffix(const std::string& factory) {
-  return index_kind(factory).type == IndexKind::Type::faiss ? ".index" : ".safetensors";
+  return index_kind(factory).type == IndexKind::Type::faiss ? kIndexSuffixes[1] : kIndexSuffixes[0];
 }
 
 std::filesystem::path MemoryIndexFile::file(const std::filesystem::path& folder) const {
@@ -47,14 +47,20 @@ std::shared_ptr<const MemoryIndex> IndexSlot::get() const {
   const std::lock_guard lock(mutex_);
   if (index_) return index_;
   const auto path = file_.file(folder_);
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return nullptr;
-  const io::MappedFile bytes(path);
-  const bool intact =
-      static_cast<std::int64_t>(bytes.bytes().size()) == file_.bytes && io::sha256(bytes.bytes()) == file_.sha256;
-  check(intact, kTag, "'", path.string(), "' is damaged: it does not fit its checksum; optimize() makes a new one, ",
-        "exact search does without");
-  index_ = load_index(path, file_, dim_);
+  try {
+    const io::MappedFile bytes(path);
+    const bool intact =
+        static_cast<std::int64_t>(bytes.bytes().size()) == file_.bytes && io::sha256(bytes.bytes()) == file_.sha256;
+    check(intact, kTag, "'", path.string(), "' is damaged: it does not fit its checksum; optimize() makes a new one, ",
+          "exact search does without");
+    index_ = load_index(path, file_, dim_);
+  } catch (const Interrupted&) {
+    throw;
+  } catch (const Error&) {
+    // It may have gone at any moment of these.
+    std::error_code error;
+    if (std::filesystem::exists(path, error)) throw;
+  }
   return index_;
 }
 

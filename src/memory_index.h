@@ -10,6 +10,7 @@
 // All of them score with the kernel of exact search, so a row that is found has the same score as there.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -60,6 +61,11 @@ class MemoryIndex {
   virtual void search(const QueryGroup& group, Candidates& best) const = 0;
   /// How hard to look: before it is shared.
   virtual void set_effort(std::int64_t effort, std::int64_t refine) = 0;
+  /// The row that it takes for the nearest of each unit query by scores of its own, -1 where it finds none; nothing for
+  /// a kind that has only the rows' scores.
+  virtual std::vector<std::int64_t> nearest(const Matrix&) const { return {}; }
+  /// What its own scores come from: bytes that it keeps of each number of a row.
+  virtual double bytes_a_number() const { return 2; }
 };
 
 /// An index that is read when it is first used, so that opening a memory does not wait for it.
@@ -115,7 +121,8 @@ struct IndexSource {
 std::unique_ptr<IndexBuilder> make_builder(const std::string& factory, const IndexSource& source,
                                            const IndexBuild& build);
 
-/// The path of the index files of one kind: FAISS's own have their own format.
+/// How the names of index files end: FAISS's own have their own format.
+inline constexpr std::array<const char*, 2> kIndexSuffixes{".safetensors", ".index"};
 const char* index_suffix(const std::string& factory);
 
 // The kinds, each in a source of its own.

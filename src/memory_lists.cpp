@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "io/safetensors.h"
+#include "memory_budget.h"
 #include "memory_index.h"
 #include "parallel.h"
 
@@ -188,9 +189,12 @@ class ListsBuilder final : public IndexBuilder {
           " lists and no more than there are rows, ", source.rows, ", got ", lists);
     const std::int64_t sample =
         std::min<std::int64_t>(lists * kTrainingRows, static_cast<std::int64_t>(source.sample.size()));
-    const std::int64_t bytes = source.rows * 28 + (2 * sample + 3 * lists + 2 * kChunkRows) * source.snapshot.dim() * 4;
-    check(bytes <= build.max_memory, kTag, "IVF", lists, " over ", source.rows, " rows needs ", bytes,
-          " bytes to build, allowed are ", build.max_memory, ": fewer lists need less");
+    // Rows and centroids as floats, and the scores of what is compared at once: in training, then in adding.
+    const std::int64_t compared = std::max(std::min<std::int64_t>(sample, 4'096) * std::min<std::int64_t>(lists, 1'024),
+                                           threads() * kBlockRows * (lists + kBlockRows));
+    const std::int64_t numbers = (2 * sample + 3 * lists + 2 * kChunkRows) * source.snapshot.dim() + compared;
+    const std::int64_t bytes = source.rows * 28 + numbers * std::int64_t{sizeof(float)};
+    check_budget("IVF" + std::to_string(lists), source, build, bytes, "fewer lists need less");
     rows_.reserve(static_cast<std::size_t>(source.rows));
     list_of_.reserve(static_cast<std::size_t>(source.rows));
   }

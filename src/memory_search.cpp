@@ -17,6 +17,16 @@ constexpr std::int64_t kBlockRows = 64;
 constexpr std::int64_t kOnlyRows = 4'096;
 /// Candidates a thread keeps for the queries that scan together.
 constexpr std::int64_t kMostCandidates = 1 << 20;
+/// Queries that search together at least, where others are told what they found: with fewer, the rows that pass by them
+/// would be read more often than they are compared.
+constexpr std::int64_t kLeastGroup = 128;
+
+/// Queries that search together. Where others are told what a group has found there are two groups or more, so that
+/// they have something to do while the next one searches.
+std::int64_t group_size(std::int64_t queries, std::int64_t k, bool told) {
+  const std::int64_t most = std::clamp<std::int64_t>(kMostCandidates / k, 16, 1024);
+  return told ? std::min(most, std::max(kLeastGroup, (queries + 1) / 2)) : most;
+}
 
 /// The blocks of a snapshot from a row on, numbered through all segments; no block crosses a segment's end.
 class Blocks {
@@ -168,7 +178,7 @@ void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const Me
   // Of few rows that may be found, an index would find next to nothing.
   const bool few = search.only && static_cast<std::int64_t>(search.only->rows().size()) <= snapshot.present / 8;
   const auto index = slot && !search.exact && !few ? slot->get() : nullptr;
-  const std::int64_t size = std::clamp<std::int64_t>(kMostCandidates / search.k, 16, 1024);
+  const std::int64_t size = group_size(queries.rows(), search.k, done != nullptr);
   for (std::int64_t first = 0; first < queries.rows(); first += size) {
     check_interrupt();
     const QueryGroup group(snapshot, search, queries, first, std::min(size, queries.rows() - first));
@@ -181,25 +191,28 @@ void search_rows(const MemorySnapshot& snapshot, const Matrix& queries, const Me
       if (index) fill_exactly(group, unfilled(group, best), best);
     }
     write_results(group, best, rows, scores);
-    if (done && first + size < queries.rows()) {
-      done({rows.row(first).data(), static_cast<std::size_t>(group.count * search.k)});
-    }
+    if (done) done({rows.row(first).data(), static_cast<std::size_t>(group.count * search.k)});
   }
 }
 
 void find_similar(const MemorySnapshot& snapshot, const Matrix& queries, MemorySearch search, float min_similarity,
-                  const std::function<void(std::int64_t query, const Candidate&)>& found) {
+                  const std::function<void(std::int64_t query, const Candidate&, bool more)>& found) {
   IndexMatrix rows;
   Matrix scores;
+  const auto filled = [&](Eigen::Index i) {
+    return rows(i, search.k - 1) >= 0 && scores(i, search.k - 1) >= min_similarity;
+  };
   // As many as there are: while the last neighbour of any query is similar enough, there may be more.
-  for (bool more = true; more; search.k *= 4) {
+  for (;; search.k *= 4) {
     search_rows(snapshot, queries, search, rows, scores);
-    more = 4 * search.k <= 4'096 &&
-           ((rows.col(search.k - 1).array() >= 0) && (scores.col(search.k - 1).array() >= min_similarity)).any();
+    bool any = false;
+    for (Eigen::Index i = 0; i < rows.rows(); ++i) any = any || filled(i);
+    if (!any || 4 * search.k > kMostSimilar) break;
   }
   for (Eigen::Index i = 0; i < rows.rows(); ++i) {
+    const bool more = filled(i) && search.k < snapshot.live_count();
     for (Eigen::Index j = 0; j < rows.cols() && rows(i, j) >= 0 && scores(i, j) >= min_similarity; ++j) {
-      found(i, {scores(i, j), rows(i, j)});
+      found(i, {scores(i, j), rows(i, j)}, more);
     }
   }
 }

@@ -75,6 +75,7 @@ class IndexSlot;
 
 struct MemorySnapshot {
   RowFormat format;
+  std::int64_t generation = 0;  ///< of its state: another one where rows were compacted away since
   std::int64_t rows = 0;     ///< one after the last row number that was given out: rows are numbered from 0, for ever
   std::int64_t present = 0;  ///< rows in the files
   std::int64_t removed = 0;  ///< of them

@@ -2,8 +2,10 @@
 #include "memory_store.h"
 
 #include <algorithm>
+#include <chrono>
 #include <set>
 #include <system_error>
+#include <thread>
 
 #include "io/file.h"
 #include "reco/error.h"
@@ -146,6 +148,7 @@ void MemoryStore::load_version(std::int64_t version) {
   auto next = first || lists.fresh ? std::make_shared<MemorySnapshot>() : std::make_shared<MemorySnapshot>(*snapshot_);
   next->format = RowFormat(lists.state.storage, lists.state.dim);
   for (const MemoryShard& shard : lists.shards) next->append(folder_, shard);
+  next->generation = lists.state.generation;
   next->rows = lists.state.rows;
   next->remove(lists.removed);
   if (!first && lists.fresh) next->indexes = snapshot_->indexes;
@@ -178,6 +181,18 @@ std::shared_ptr<const MemorySnapshot> MemoryStore::snapshot(const char* tag) {
   reader(tag);
   refresh();
   return snapshot_;
+}
+
+bool MemoryStore::compacted_since(const MemorySnapshot& snapshot, std::int64_t attempt) {
+  constexpr std::int64_t most_attempts = 1'000;
+  check_interrupt();
+  {
+    const std::lock_guard lock(read_mutex_);
+    if (reader("memory.read").generation() == snapshot.generation || attempt == most_attempts) return false;
+  }
+  // This process's own compact() publishes its snapshot only after its commit.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return true;
 }
 
 std::int64_t MemoryStore::find(const MemorySnapshot& snapshot, const std::string& key) {
@@ -224,13 +239,20 @@ std::vector<MemoryText> MemoryStore::texts(std::span<const std::int64_t> rows) {
   constexpr const char* tag = "memory.read";
   const std::lock_guard lock(read_mutex_);
   MemoryDatabase& database = reader(tag);
+  refresh();
   std::vector<MemoryText> texts(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     check_interrupt();
     check(rows[i] >= -1 && rows[i] < snapshot_->rows, tag, "rows must be from -1 to ", snapshot_->rows - 1, ", got ",
           rows[i]);
-    // What was removed and compacted away has no words any more.
-    if (snapshot_->place(rows[i]).segment != nullptr) texts[i] = database.text(rows[i]);
+    // What was removed and compacted away has no words any more, since after the snapshot even.
+    if (snapshot_->place(rows[i]).segment == nullptr) continue;
+    if (auto text = database.text(rows[i])) {
+      texts[i] = std::move(*text);
+    } else {
+      check(database.generation() != snapshot_->generation, tag, "'", folder_.string(), "' is damaged: row ", rows[i],
+            " is missing");
+    }
   }
   return texts;
 }

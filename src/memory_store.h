@@ -18,6 +18,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -31,6 +32,8 @@
 #include "reco/types.h"
 
 namespace reco {
+
+class BuildProgress;
 
 /// The names of the folders of the two sides, and the beginning of their files' names.
 inline constexpr std::array<const char*, 2> kMemorySides{"img_emb", "text_emb"};
@@ -47,6 +50,9 @@ std::vector<std::filesystem::path> folder_entries(const std::filesystem::path& f
 /// New files that go again unless a transaction may refer to them.
 class NewFiles {
  public:
+  NewFiles() = default;
+  NewFiles(const NewFiles&) = delete;
+  NewFiles& operator=(const NewFiles&) = delete;
   const std::filesystem::path& add(std::filesystem::path path) { return paths_.emplace_back(std::move(path)); }
   /// Before a commit: one that fails may still be found in the log by the next open.
   void keep() { paths_.clear(); }
@@ -88,12 +94,24 @@ class MemoryStore {
   /// The last committed state, other processes' changes included. `tag` is for the Error that a closed memory gives.
   std::shared_ptr<const MemorySnapshot> snapshot(const char* tag);
 
+  /// The last committed state and what work(snapshot) makes of it: again where rows of the snapshot were compacted away
+  /// meanwhile, which the database then does not know any more. For all that reads both.
+  template <typename Work>
+  auto consistently(const char* tag, const Work& work) {
+    for (std::int64_t attempt = 0;; ++attempt) {
+      auto current = snapshot(tag);
+      auto result = work(*current);
+      if (!compacted_since(*current, attempt)) return std::pair(std::move(current), std::move(result));
+    }
+  }
+
   /// The row of a key that is live in the snapshot; -1 if there is none.
   std::int64_t find(const MemorySnapshot& snapshot, const std::string& key);
   /// Every row that has or had one of the keys, ascending.
   std::vector<std::int64_t> find_all(std::span<const std::string> keys);
-  /// The live rows of some keys that fulfil a condition, ascending.
+  /// The rows of some keys that fulfil a condition, removed ones too, ascending.
   std::vector<std::int64_t> select(const std::optional<std::vector<std::string>>& keys, const std::string& where);
+  /// Empty ones for -1 and for rows that were compacted away.
   std::vector<MemoryText> texts(std::span<const std::int64_t> rows);
 
   /// With `replace`, pairs whose keys are there already take their place.
@@ -123,6 +141,8 @@ class MemoryStore {
   void refresh();
   void load();
   void load_version(std::int64_t version);
+  /// Waits a little where it says so.
+  bool compacted_since(const MemorySnapshot& snapshot, std::int64_t attempt);
   MemoryDatabase& reader(const char* tag);
   /// A connection of its own: long work holds up nobody.
   MemoryDatabase another_reader(const char* tag);
@@ -130,11 +150,18 @@ class MemoryStore {
   MemoryDatabase& writer(const char* tag);
   Change begin_change();
   void commit(io::Transaction& transaction, Change change);
+  struct SideBuild;
+  struct BuiltIndex;
   /// Builds one side's index, tunes it and makes it count.
-  IndexInfo optimize_side(std::size_t side, const OptimizeOptions& options, const Progress& progress);
+  IndexInfo optimize_side(std::size_t side, const OptimizeOptions& options, BuildProgress& progress);
+  IndexInfo drop_index(std::size_t side);
+  /// The first of some kinds that reaches the recall, else the one that comes nearest.
+  std::unique_ptr<BuiltIndex> build_best(SideBuild& build, const std::vector<std::string>& choices,
+                                         std::mt19937_64& generator);
+  std::unique_ptr<BuiltIndex> build_index(SideBuild& build, const std::string& factory, std::mt19937_64& generator);
   std::int64_t next_index_number(std::size_t side);
-  /// Puts one side's index, or none, into the database.
-  void publish(std::size_t side, const std::optional<MemoryIndexFile>& file);
+  /// Puts one side's index, or none, into the database, and keeps its file.
+  void publish(std::size_t side, const std::optional<MemoryIndexFile>& file, NewFiles& files);
   /// Removes the files that an interrupted change left.
   void sweep();
 
@@ -156,6 +183,7 @@ class MemoryStore {
   MemoryState state_;
   std::int64_t last_shard_ = -1;
   std::shared_ptr<const MemorySnapshot> snapshot_;
+  std::array<std::int64_t, 2> last_index_{-1, -1};  ///< numbers of index files, which are not used again
 };
 
 }  // namespace reco

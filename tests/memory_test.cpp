@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <random>
@@ -347,7 +348,8 @@ TEST(Memory, AnyFlippedByteIsNoticedOrHarmless) {
   std::int64_t open_errors = 0, faults = 0, unchanged = 0;
   for (const auto& file : files_in(path)) {
     const std::string intact = reco::io::read_file(file);
-    const std::size_t step = file.extension() == ".sqlite" ? 11 : 1;
+    const bool some = file.extension() == ".sqlite" && std::getenv("RECO_EVERY_BYTE") == nullptr;
+    const std::size_t step = some ? 11 : 1;
     for (std::size_t i = 0; i < intact.size(); i += step) {
       put_byte(file, i, static_cast<char>(intact[i] ^ (1 << (i % 8))));
       try {

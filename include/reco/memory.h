@@ -34,9 +34,10 @@ struct OptimizeOptions {
   std::string index = "auto";
   double recall = 0.95;  ///< share of the k nearest rows that searches shall find, above 0 and at most 1
   std::int64_t k = 10;   ///< neighbours that recall counts, 1 to 1,000
-  /// Bytes that searching one side may keep in memory, index and rows; "auto" obeys. 0: half of the machine's.
+  /// Bytes that searching one side may keep in memory, index and rows; "auto" obeys. 0: half of what there is, the
+  /// machine's or, where that is less, what the process's control group allows.
   std::int64_t max_bytes = 0;
-  std::int64_t max_build_bytes = 0;  ///< bytes that building may take beside the shards; 0: half of the machine's
+  std::int64_t max_build_bytes = 0;  ///< bytes that building may take beside the shards; 0: half of what there is
   std::uint64_t seed = 0;            ///< of the rows that are drawn to train and to measure with
 };
 
@@ -58,6 +59,7 @@ struct Duplicate {
   std::int64_t row = 0;    ///< of this memory
   std::int64_t other = 0;  ///< above `row` within one memory, else of the other set
   float score = 0;         ///< cosine similarity
+  bool more = false;       ///< other pairs, less similar than this one, were left out: see Memory::duplicates()
 };
 
 /// What a memory is and takes.
@@ -78,9 +80,13 @@ struct MemoryInfo {
 /// A folder of image-text pairs (python/README.md, "On disk"): `memory.sqlite` is the single source of truth,
 /// `img_emb/*.npy` and `text_emb/*.npy` are immutable shards.
 ///
-/// Durable: a call that returned is on disk; a crash at any moment leaves the last committed state. Thread safe: any
-/// number of searches run beside one change at a time; a search sees the pairs of the moment when it began. One process
-/// writes: a second writer gets an Error. Copies are cheap and share the open folder. One call uses threads() threads.
+/// Durable: a call that returned is on disk; a crash at any moment leaves the last committed state. What is read is
+/// checked: words and indexes against checksums, files for size and shape. Embeddings are not, or every search would
+/// read them all: a bit that flips in a shard changes what is found until verify() notices and repair() helps. A log
+/// that is damaged before the next writer opens the memory ends there for SQLite: an earlier committed state is left.
+/// Thread safe: any number of searches run beside one change at a time; a search sees the pairs of the moment when it
+/// began. One process writes: a second writer gets an Error. Copies are cheap and share the open folder. One call uses
+/// threads() threads.
 class RECO_API Memory final : public MemoryBase {
  public:
   /// Makes a new, empty memory. Throws Error if the folder exists and is not empty, if dim is not in [1, 65,536], or if
@@ -132,9 +138,12 @@ class RECO_API Memory final : public MemoryBase {
   /// for Nearest Neighbor Search", 2011) keep no second copy of the rows: 9 bytes a link and row, or 8 bytes a row. All
   /// other indexes are FAISS's own (Douze et al., arXiv 2401.08281); what they find is compared again with the full
   /// rows. "auto" takes exact search below 50,000 rows, else HNSW32 up to 4 million rows, else IVF, and IVF with
-  /// product quantisation where the rows do not fit into `max_bytes`.
+  /// product quantisation where the rows do not fit into `max_bytes`. Where that misses `recall`, or needs too much to
+  /// build, it tries what else fits: IVF after HNSW, a byte or half a byte a number after product quantisation. Where
+  /// all miss it, the one with the best recall is kept: see IndexInfo::recall.
   ///
-  /// Throws Error for an unknown index, for one that needs more than `max_build_bytes`, and when `progress` stops it;
+  /// What building takes is predicted before it begins, and kept. Throws Error for an unknown index, with the numbers
+  /// for one that needs more than `max_build_bytes`, and when `progress` stops it;
   /// then the sides that are done keep their new index. Building that was stopped or killed goes on where it was, or a
   /// minute before, when the same call is made on the same pairs.
   std::vector<IndexInfo> optimize(const OptimizeOptions& options = {}, const Progress& progress = {});
@@ -142,11 +151,16 @@ class RECO_API Memory final : public MemoryBase {
   /// Takes over an index that FAISS wrote over one side of this memory's rows, in the order of their numbers from 0 on,
   /// by inner product or by distance; the file is copied. The file is read in a process of its own first, and its lists
   /// and links are checked. Settings that reach options.recall are found as optimize() finds them. Throws Error for a
-  /// file that is no such index, or does not find at least half of the rows when it is asked for them.
+  /// file that is no such index, or does not find the rows under their own numbers: it must take nine in ten of them
+  /// for themselves or, where it keeps a byte a number, find as many among the nearest ten (half of them where it keeps
+  /// less), and take none that lies a fixed distance away more often.
   IndexInfo adopt_index(const std::filesystem::path& file, Modality modality, const OptimizeOptions& options = {});
 
   /// The live pairs whose embeddings of one side have at least this similarity, best first. Goes through the index
-  /// where there is one, and then may miss some. Throws Error when `progress`, which is told of rows, stops it.
+  /// where there is one, and then may miss some. Bounded, since a picture that is there ten thousand times makes fifty
+  /// million pairs: each row is compared with the 4,096 nearest to it, and the best 4,194,304 pairs are kept. Where
+  /// that left pairs out, Duplicate::more is true for those of the rows, or for the last one of all. Throws Error when
+  /// `progress`, which is told of rows, stops it.
   std::vector<Duplicate> duplicates(float min_similarity, Modality modality = Modality::image,
                                     const Progress& progress = {}) const;
 

@@ -23,7 +23,7 @@ struct KeyIterator {
   std::size_t place = 0;
 
   std::string step() {
-    if (place == page.size()) turn();
+    while (place == page.size()) turn();
     return std::move(page[place++]);
   }
   void turn() {
@@ -32,6 +32,7 @@ struct KeyIterator {
     const auto wanted = std::span<const std::int64_t>(rows).subspan(next, std::min(size, rows.size() - next));
     const LongCall unlocked;
     page = memory.keys(wanted);
+    std::erase(page, std::string());  // of pairs that were removed and compacted away since
     next += wanted.size();
     place = 0;
   }
@@ -108,6 +109,14 @@ std::vector<std::string> keys_of(const Memory& memory, const std::vector<Duplica
   return memory.keys(rows);
 }
 
+void warn_of_more(const std::vector<Duplicate>& found) {
+  if (std::none_of(found.begin(), found.end(), [](const Duplicate& pair) { return pair.more; })) return;
+  const char* text =
+      "[memory.duplicates] some pairs were left out: of a pair that has more than 4,096 near-duplicates, or beyond the "
+      "best 4,194,304; a greater min_similarity finds fewer";
+  if (PyErr_WarnEx(PyExc_RuntimeWarning, text, 1) != 0) throw py::error_already_set();
+}
+
 /// Within the memory, against another one, or against embeddings.
 py::list duplicates(const Memory& self, float min_similarity, const std::string& side, const py::object& callback,
                     const py::object& against) {
@@ -125,6 +134,7 @@ py::list duplicates(const Memory& self, float min_similarity, const std::string&
       keys = keys_of(self, found, &Duplicate::row);
       others = keys_of(other, found, &Duplicate::other);
     }
+    warn_of_more(found);
     return duplicate_list(found, keys, [&](std::size_t i) { return py::str(others[i]); });
   }
   const FloatArray array = float_array(against);
@@ -134,6 +144,7 @@ py::list duplicates(const Memory& self, float min_similarity, const std::string&
     found = self.duplicates(view, min_similarity, which, progress);
     keys = keys_of(self, found, &Duplicate::row);
   }
+  warn_of_more(found);
   return duplicate_list(found, keys, [&](std::size_t i) { return py::int_(found[i].other); });
 }
 
@@ -347,9 +358,10 @@ recall : float
 k : int
     Neighbours that recall counts, 1 to 1,000.
 max_bytes : int, optional
-    Bytes that searching one side may keep in memory; "auto" obeys. Half of the machine's memory if not given.
+    Bytes that searching one side may keep in memory; "auto" obeys. Half of what the machine has, or the process's
+    control group allows, if not given.
 max_build_bytes : int, optional
-    Bytes that building may take. Half of the machine's memory if not given.
+    Bytes that building may take. Half of what there is if not given.
 seed : int
     Of the pairs that are held out or trained on.
 progress : bool or callable, optional
@@ -393,7 +405,7 @@ dict
 Raises
 ------
 Error
-    For a file that is no such index, or does not find at least half of the pairs when it is asked for them.
+    For a file that is no such index, or does not find the pairs under their own numbers.
 )")
       .def("duplicates", &duplicates, py::arg("min_similarity") = 0.96, py::arg("modality") = "image",
            py::arg("progress") = py::none(), py::arg("against") = py::none(),
@@ -415,7 +427,9 @@ Returns
 -------
 list of (str, str, float), or of (str, int, float) where `against` is an array
     Two keys and their similarity, best first. Within a memory the one added first comes before the other; else this
-    memory's comes before the other's, or before the row of `against`. With an index some may be missed.
+    memory's comes before the other's, or before the row of `against`. With an index some may be missed. Each row is
+    compared with the 4,096 nearest to it, and the best 4,194,304 pairs are kept; a RuntimeWarning says where that left
+    pairs out.
 
 Raises
 ------

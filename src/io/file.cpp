@@ -37,8 +37,6 @@ class Descriptor {
     if (value_ >= 0) ::close(value_);
   }
   int get() const { return value_; }
-  /// Closes now, since some file systems report failed writes only here.
-  bool close() { return ::close(std::exchange(value_, -1)) == 0; }
 
  private:
   int value_;
@@ -67,18 +65,6 @@ std::size_t fill(const Descriptor& file, std::string& text, const char* tag, con
   return done;
 }
 
-void write_all(const Descriptor& file, std::span<const std::byte> data, const char* tag, const fs::path& path) {
-  constexpr std::size_t most = std::size_t{1} << 30;  // write() takes at most 2 GiB at once
-  while (!data.empty()) {
-    const auto count = file_calls().write(file.get(), data.data(), std::min(data.size(), most));
-    if (count >= 0) {
-      data = data.subspan(static_cast<std::size_t>(count));
-    } else if (errno != EINTR) {
-      fail_system(tag, "write", path);
-    }
-  }
-}
-
 /// A name beside `path` that no other thread or process uses.
 fs::path temporary_name(const fs::path& path) {
   static std::atomic<unsigned> counter{0};
@@ -87,14 +73,7 @@ fs::path temporary_name(const fs::path& path) {
   return name;
 }
 
-/// Removes the file unless told to keep it.
-struct Remover {
-  const fs::path& path;
-  bool armed = true;
-  ~Remover() {
-    if (armed) remove_file(path);
-  }
-};
+constexpr const char* kWriteTag = "file.write_file_durably";
 
 }  // namespace
 
@@ -139,17 +118,41 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
+NewFile::NewFile(fs::path path) : path_(std::move(path)), temporary_(temporary_name(path_)) {
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) fail_system(kWriteTag, "create", temporary_);
+}
+
+NewFile::~NewFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!renamed_) remove_file(temporary_);
+}
+
+void NewFile::write(std::span<const std::byte> data) {
+  constexpr std::size_t most = std::size_t{1} << 30;  // write() takes at most 2 GiB at once
+  while (!data.empty()) {
+    const auto count = file_calls().write(descriptor_, data.data(), std::min(data.size(), most));
+    if (count >= 0) {
+      data = data.subspan(static_cast<std::size_t>(count));
+    } else if (errno != EINTR) {
+      fail_system(kWriteTag, "write", path_);
+    }
+  }
+}
+
+void NewFile::publish() {
+  if (file_calls().fsync(descriptor_) != 0) fail_system(kWriteTag, "sync", path_);
+  // Some file systems report failed writes only here.
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail_system(kWriteTag, "close", path_);
+  renamed_ = file_calls().rename(temporary_.c_str(), path_.c_str()) == 0;
+  if (!renamed_) fail_system(kWriteTag, "rename the new file to", path_);
+  sync_folder(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
+}
+
 void write_file_durably(const fs::path& path, std::span<const std::span<const std::byte>> parts) {
-  constexpr const char* tag = "file.write_file_durably";
-  const fs::path temporary = temporary_name(path);
-  Descriptor file(tag, temporary, O_WRONLY | O_CREAT | O_EXCL, "create");
-  Remover remover{temporary};
-  for (const auto part : parts) write_all(file, part, tag, path);
-  if (file_calls().fsync(file.get()) != 0) fail_system(tag, "sync", path);
-  if (!file.close()) fail_system(tag, "close", path);
-  if (file_calls().rename(temporary.c_str(), path.c_str()) != 0) fail_system(tag, "rename the new file to", path);
-  remover.armed = false;
-  sync_folder(path.has_parent_path() ? path.parent_path() : fs::path("."));
+  NewFile file(path);
+  for (const auto part : parts) file.write(part);
+  file.publish();
 }
 
 void rename_durably(const fs::path& temporary, const fs::path& path) {

@@ -39,8 +39,27 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-/// Writes the spans one after the other to a temporary file beside `path`, fsyncs it, renames it to `path` and fsyncs
-/// the folder. Throws Error naming the file; then no file of that name is left unless it was there before.
+/// A file in the making: what is written lies in a temporary file beside `path` until publish(), and goes again without
+/// it. All throw Error naming the file.
+class NewFile {
+ public:
+  explicit NewFile(std::filesystem::path path);
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+  ~NewFile();
+  void write(std::span<const std::byte> data);
+  /// Fsyncs the file, renames it to `path` and fsyncs the folder.
+  void publish();
+
+ private:
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;
+  int descriptor_ = -1;
+  bool renamed_ = false;
+};
+
+/// Writes the spans one after the other as a NewFile. Throws Error naming the file; then no file of that name is left
+/// unless it was there before, or the folder could not be synced after the renaming.
 void write_file_durably(const std::filesystem::path& path, std::span<const std::span<const std::byte>> parts);
 
 /// Fsyncs a file that another library wrote, renames it to `path` and fsyncs the folder. Throws Error naming the file.
