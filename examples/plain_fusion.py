@@ -43,7 +43,8 @@ def gate(w: Weights, q: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     query = [s.amax(1), s.mean(1), s.var(1, correction=0).clamp_min(1e-12).sqrt(), agree.mean(1), best.mean(1)]
     query += [best.amax(1), own.mean(1), own.amax(1), torch.full((len(s),), float(s.shape[1])).log()]
     confidence = mlp(w, "confidence", (torch.stack(query, 1) - w["query.mean"]) / w["query.std"]).sigmoid()
-    logits = s * w["sharpness"] + F.logsigmoid(mlp(w, "trust", x)) + mlp(w, "relevance", x)
+    logits = s * w["sharpness"] + F.logsigmoid(mlp(w, "trust", x))
+    logits = logits + mlp(w, "relevance", x) if "relevance.linear1.weight" in w else logits
     return torch.softmax(logits, 1), confidence[:, None]
 
 

@@ -132,17 +132,18 @@ Gate gate(const Side& side, const Batch& batch) {
   const auto neighbor = standardised(side, "neighbor", seen.neighbor);
   const auto trust = network(side, "trust", neighbor);
   const auto confidence = network(side, "confidence", standardised(side, "query", seen.query));
-  const auto logits =
-      batch.scores * side["sharpness"] + at::log_sigmoid(trust.detach()) + network(side, "relevance", neighbor);
+  auto logits = batch.scores * side["sharpness"] + at::log_sigmoid(trust.detach());
+  if (side.has("relevance.linear1.weight")) logits = logits + network(side, "relevance", neighbor);
   return {masked_softmax(logits, batch.mask), confidence.detach().sigmoid().unsqueeze(1), trust, confidence};
 }
 
-void add_gate(std::map<std::string, std::vector<std::int64_t>>& shapes, std::int64_t width) {
+void add_gate(std::map<std::string, std::vector<std::int64_t>>& shapes, const FusionConfig& config) {
+  const auto width = config.gate_width;
   for (const auto& [name, count] : {std::pair{"neighbor", kNeighborFeatures}, std::pair{"query", kQueryFeatures}}) {
     shapes[std::string(name) + ".mean"] = shapes[std::string(name) + ".std"] = {count};
   }
   add_network(shapes, "trust", kNeighborFeatures, width);
-  add_network(shapes, "relevance", kNeighborFeatures, width);
+  if (config.relevance) add_network(shapes, "relevance", kNeighborFeatures, width);
   add_network(shapes, "confidence", kQueryFeatures, width);
 }
 

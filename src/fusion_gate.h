@@ -36,6 +36,6 @@ Features features(const Side& side, const Batch& batch);
 /// Trust and confidence are what their labels say of them: their networks get no gradient through the attention.
 Gate gate(const Side& side, const Batch& batch);
 
-void add_gate(std::map<std::string, std::vector<std::int64_t>>& shapes, std::int64_t width);
+void add_gate(std::map<std::string, std::vector<std::int64_t>>& shapes, const FusionConfig& config);
 
 }  // namespace reco::fusion

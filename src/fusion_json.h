@@ -23,6 +23,7 @@ inline nlohmann::json fusion_config_json(const FusionConfig& c) {
           {"similarity", c.similarity},
           {"residual", c.residual},
           {"shared", c.shared},
+          {"relevance", c.relevance},
           {"metric", c.metric},
           {"gate_width", c.gate_width}};
 }
@@ -45,7 +46,8 @@ inline FusionConfig parse_fusion_config(const std::string& text, const std::stri
     json.at("similarity").get_to(c.similarity);
     json.at("residual").get_to(c.residual);
     json.at("shared").get_to(c.shared);
-    c.metric = json.value("metric", false);  // files of earlier versions have none
+    c.relevance = json.value("relevance", true);  // files of earlier versions say nothing of these
+    c.metric = json.value("metric", false);
     json.at("gate_width").get_to(c.gate_width);
   } catch (const nlohmann::json::exception& error) {
     fail("fusion.load", "malformed config in ", where, ": ", error.what());

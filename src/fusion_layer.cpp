@@ -201,7 +201,7 @@ at::Tensor masked_softmax(const at::Tensor& logits, const at::Tensor& mask) {
 std::map<std::string, std::vector<std::int64_t>> shapes(const FusionConfig& config) {
   std::map<std::string, std::vector<std::int64_t>> one, both;
   if (config.method != "transformer") one["weight"] = one["sharpness"] = {1};
-  if (config.method == "gated") add_gate(one, config.gate_width);
+  if (config.method == "gated") add_gate(one, config);
   if (config.method == "transformer" && config.positions) one["positions"] = {config.slots() + 1, config.dim};
   const auto layers = config.method == "mean" ? 0 : config.layers;
   if (config.similarity && layers > 0) one["similarity"] = {config.dim};

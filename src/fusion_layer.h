@@ -50,6 +50,7 @@ class Side {
  public:
   Side(const FusionConfig& config, const Parameters& parameters, const std::string& side);
   const at::Tensor& operator[](const std::string& name) const { return parameters_.at(prefix_ + name); }
+  bool has(const std::string& name) const { return parameters_.contains(prefix_ + name); }
   at::Tensor linear(const at::Tensor& x, const std::string& name) const;
   at::Tensor layer_norm(const at::Tensor& x, const std::string& name) const;
 

@@ -154,12 +154,13 @@ class Lab:
         seed: int,
         config: reco.TrainingConfig,
         keep: npt.NDArray[Any] | None = None,
+        held_out: bool | None = None,
     ) -> reco.Fusion:
         """A fusion trained once: on pairs and a memory without unseen concepts, and of `keep` alone if given."""
         chosen = self.seen if keep is None else self.seen & keep
         store = self.memory("train" if keep is None else f"train-{name}-{seed}", self.pairs.select(chosen))
-        pool = self.pairs if keep is None else self.pairs.select(keep)
-        return self.train_on(f"{name}-{seed}", training_pairs(pool, KNOWN_SHARE, seed), store, config, pool)
+        pairs = training_pairs(self.pairs if keep is None else self.pairs.select(keep), KNOWN_SHARE, seed)
+        return self.train_on(f"{name}-{seed}", pairs, store, config, held_out)
 
     def train_on(
         self,
@@ -167,25 +168,16 @@ class Lab:
         pairs: Embeddings,
         memory: reco.Memory,
         config: reco.TrainingConfig,
-        pool: Embeddings | None = None,
+        held_out: bool | None = None,
     ) -> reco.Fusion:
-        """A fusion trained on these pairs of the pool, kept in a file of all that it depends on."""
-        pool = pool or self.pairs
-        facts = [
-            commit(),
-            repr(config),
-            len(memory),
-            pairs.keys,
-            digest(pairs),
-            digest(pool),
-            digest(self.queries.pairs),
-        ]
+        """A fusion trained on these pairs, kept in a file of these, the memory, the config and the commit."""
+        facts = [commit(), repr(config), held_out, len(memory), pairs.keys, digest(pairs), digest(self.queries.pairs)]
         short = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         path = self.work / "fusions" / f"{name}-{short}.safetensors"
         if path.exists():
             return reco.Fusion.load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fusion = train_fusion(pool, pairs, self.queries, memory, config, progress=False)
+        fusion = train_fusion(pairs, self.queries, memory, config, progress=False, held_out=held_out)
         fusion.save(path)
         return fusion
 

@@ -140,32 +140,22 @@ class Queries:
         return cls(pairs, prompts, groups, field(pairs, "role"), field(pairs, "domain"), field(pairs, "group"))
 
 
-def held_out(pool: Embeddings, pairs: Embeddings, queries: Queries, seed: int) -> Embeddings:
-    """What everything is chosen by: the query drawings of fusion concepts, and as many known drawings, none trained on.
-
-    Those queries are by hands that the memory does not hold, as all queries are; CLIP knows none of them. The known
-    drawings, one a concept, stand for what CLIP knows, too well: it was trained on them.
-    """
-    new = queries.pairs.select(queries.roles == "fusion")
-    concepts, random = field(pool, "concept"), np.random.default_rng(seed)
-    names, counts = np.unique(concepts, return_counts=True)
-    free = np.setdiff1d(names[counts >= 2], field(pairs, "concept"))
-    known = np.isin(concepts, free) & (field(pool, "role") == "known") & (field(pool, "train") != "none")
-    rows = random.permutation(np.flatnonzero(known))
-    first = rows[np.unique(concepts[rows], return_index=True)[1]]
-    return concatenate([new, pool.select(random.permutation(first)[: len(new)])])
-
-
 def train_fusion(
-    pool: Embeddings,
     pairs: Embeddings,
     queries: Queries,
     memory: reco.MemoryBase,
     config: reco.TrainingConfig,
     progress: bool = True,
+    held_out: bool | None = None,
 ) -> reco.Fusion:
-    """Train on pairs, some of the pool; what learns and what is tuned is chosen by held_out()."""
-    both = concatenate([pairs, held_out(pool, pairs, queries, config.seed)])
+    """Train on pairs. What is chosen is chosen by the query drawings of fusion concepts (held_out), or by the pairs.
+
+    Those drawings are by hands that the memory does not hold, as all queries are. By default what learns is chosen by
+    them, the mean by the pairs: it does worse when chosen as the others are (experiments.py has both).
+    """
+    chosen = queries.pairs.select(queries.roles == "fusion")
+    by_queries = config.fusion.method != "mean" if held_out is None else held_out
+    both = concatenate([pairs, chosen]) if by_queries else pairs
     numbers = np.unique(field(both, "concept"), return_inverse=True)[1].tolist()
     return train_on(both, memory, config, concepts=numbers, held_out=range(len(pairs), len(both)), progress=progress)
 

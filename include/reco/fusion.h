@@ -25,7 +25,9 @@ namespace reco {
 ///    a = softmax(sharpness * s + log trust + relevance). trust_i is the probability that pair i is a true one,
 ///    confidence that any of them is, relevance a free logit: three small networks over similarities alone (of query
 ///    and neighbour, partner and partner, query and partner), so that they carry over to concepts never seen and to any
-///    k. c is what the encoder layers, over tokens scaled by sqrt(dim), change of the query (no c with layers = 0).
+///    k. Labels teach the first two, the contrastive loss the third: without `relevance` it is left out, and with no
+///    layer either nothing but labels is learned from, which on a few thousand pairs harms least. c is what the encoder
+///    layers, over tokens scaled by sqrt(dim), change of the query (no c with layers = 0).
 ///
 /// With `metric` s_i of an image is the cosine of M q and M n_i, n_i the neighbour's own image, M = (S + r I)^(-1/2), S
 /// the scatter of images within training concepts: where pictures of one thing differ, a difference counts for little
@@ -47,6 +49,7 @@ struct FusionConfig {
   bool similarity = false;           ///< the layers' tokens also carry s_i, along a learned direction
   bool residual = false;             ///< unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only)
   bool shared = false;               ///< one set of weights for both sides
+  bool relevance = true;         ///< a free logit for each neighbour, learned from the contrastive loss ("gated" only)
   bool metric = false;           ///< images are compared after a learned linear map ("gated", "uni-modal", not "both")
   std::int64_t gate_width = 16;  ///< hidden units of the gate's networks, 1 to 1,024 ("gated" only)
 

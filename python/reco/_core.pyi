@@ -153,6 +153,7 @@ class FusionConfig(metaclass=_Type):
         similarity: bool = False,
         residual: bool = False,
         shared: bool = False,
+        relevance: bool = True,
         metric: bool = False,
         gate_width: int = 16,
     ) -> None: ...
@@ -182,6 +183,8 @@ class FusionConfig(metaclass=_Type):
     def residual(self) -> bool: ...
     @property
     def shared(self) -> bool: ...
+    @property
+    def relevance(self) -> bool: ...
     @property
     def metric(self) -> bool: ...
     @property

@@ -124,6 +124,9 @@ residual : bool
     unit(q + result / sqrt(dim)) in place of unit(result) ("transformer" only).
 shared : bool
     One set of weights for both sides.
+relevance : bool
+    A free logit for each neighbour beside its trust, learned from the contrastive loss ("gated" only). On a few thousand
+    pairs it learns the training concepts by heart.
 metric : bool
     Images are compared after a linear map, learned from how pictures of one concept differ ("gated" only, with search
     "uni-modal", fuse "partner" or "same", not shared).
@@ -148,6 +151,7 @@ Error
       .field("similarity", &FusionConfig::similarity, "Whether the layers' tokens carry the similarity.")
       .field("residual", &FusionConfig::residual, "Whether the result is added to the query.")
       .field("shared", &FusionConfig::shared, "Whether both sides have one set of weights.")
+      .field("relevance", &FusionConfig::relevance, "Whether neighbours have a free logit that learns from the loss.")
       .field("metric", &FusionConfig::metric, "Whether images are compared after a learned linear map.")
       .field("gate_width", &FusionConfig::gate_width, "Hidden units of the gate's networks.");
   options.define(m, [](const FusionConfig& config) { validate(config); });

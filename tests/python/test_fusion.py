@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -93,7 +95,9 @@ def reference_gate(weights: dict[str, Tensor], q: Tensor, p: Tensor, s: Tensor) 
     )
     neighbor = standardised(weights, "neighbor", seen)
     trust = torch.sigmoid(mlp(weights, "trust", neighbor))
-    logits = s * weights["sharpness"] + trust.log() + mlp(weights, "relevance", neighbor)
+    logits = s * weights["sharpness"] + trust.log()
+    if "relevance.linear1.weight" in weights:
+        logits = logits + mlp(weights, "relevance", neighbor)
     confidence = torch.sigmoid(mlp(weights, "confidence", standardised(weights, "query", of_query)))
     return torch.softmax(logits, 0), confidence
 
@@ -134,7 +138,9 @@ def test_transformer_equals_pytorch(tmp_path: Path, batch: Any, layers: int, opt
     np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"layers": 0}, {"layers": 1}, {"layers": 2, "similarity": True}])
+@pytest.mark.parametrize(
+    "options", [{"layers": 0}, {"layers": 0, "relevance": False}, {"layers": 1}, {"layers": 2, "similarity": True}]
+)
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_gated_equals_pytorch(tmp_path: Path, batch: Any, options: Any, modality: Any) -> None:
     config = reco.FusionConfig(method="gated", dim=DIM, k=K, heads=HEADS, **options)
@@ -200,7 +206,9 @@ def test_k_may_differ(tmp_path: Path, batch: Any) -> None:
         np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [{}, {"layers": 0, "shared": True}, {"method": "transformer"}, {"method": "mean"}])
+@pytest.mark.parametrize(
+    "shape", [{"relevance": False}, {"layers": 0, "shared": True}, {"method": "transformer"}, {"method": "mean"}]
+)
 def test_plain_pytorch_reads_the_file(tmp_path: Path, batch: Any, shape: Any) -> None:
     """The example that does without reco gives the same."""
     plain = runpy.run_path(str(Path(__file__).parents[2] / "examples/plain_fusion.py"))
@@ -210,6 +218,18 @@ def test_plain_pytorch_reads_the_file(tmp_path: Path, batch: Any, shape: Any) ->
         want = plain["refine"](*plain["load"](str(tmp_path / "f.safetensors")), "text", q, p, s)
     got = fusion.fuse("text", q.numpy(), s.numpy(), p.numpy())["embeddings"]
     np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+def test_files_of_before_there_was_a_choice_have_a_relevance(tmp_path: Path, batch: Any) -> None:
+    q, p, s = (x.numpy() for x in batch)
+    fusion, _ = randomised(reco.FusionConfig(dim=DIM, k=K, heads=HEADS), tmp_path / "f.safetensors")
+    with safe_open(str(tmp_path / "f.safetensors"), "pt") as file:
+        facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config = json.loads(facts["config"])
+    assert config.pop("relevance") is True
+    save_file(tensors, tmp_path / "old.safetensors", facts | {"config": json.dumps(config)})
+    old = reco.Fusion.load(tmp_path / "old.safetensors")
+    np.testing.assert_array_equal(old.fuse("image", q, s, p)["embeddings"], fusion.fuse("image", q, s, p)["embeddings"])
 
 
 def test_mean_equals_numpy(batch: Any) -> None:

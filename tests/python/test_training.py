@@ -313,6 +313,23 @@ def test_one_side_alone(task: dict[str, Any]) -> None:
     np.testing.assert_array_equal(same, task["texts"])
 
 
+def test_without_relevance_labels_alone_teach(task: dict[str, Any]) -> None:
+    """No weight that is left learns from the contrastive loss."""
+    found = task["memory"].search(task["images"], k=5)
+
+    def gates(relevance: bool, loss: Any) -> dict[str, Floats]:
+        shape = reco.FusionConfig(dim=DIM, k=5, layers=0, relevance=relevance)
+        run = reco.TrainingConfig(fusion=shape, epochs=5, batch_size=64, logit_scale=20.0, validation=0.0, loss=loss)
+        fusion = reco.train(task["images"], task["texts"], task["memory"], run)
+        assert accuracy(fusion, task) > 0.9
+        return fusion.fuse("image", task["images"], found.scores, found.partners)
+
+    for relevance in (True, False):
+        one, other = (gates(relevance, loss) for loss in ((1, 0, 0), (0, 2, 1)))
+        np.testing.assert_array_equal(one["confidence"], other["confidence"])
+        assert np.array_equal(one["attention"], other["attention"]) is not relevance
+
+
 def test_nothing_to_look_up(task: dict[str, Any], tmp_path: Path) -> None:
     """A memory that holds one pair, left out for being the query's own: still a fusion with finite weights."""
     memory = reco.Memory.create(tmp_path / "one", dim=DIM)

@@ -32,6 +32,7 @@ FUSION_OPTIONS = (
     click.option("--mlp-ratio", type=float, help="Hidden width of a layer's MLP over that of the embeddings."),
     click.option("--positions/--no-positions", default=None, help="Learned rank positions ('transformer')."),
     click.option("--similarity/--no-similarity", default=None, help="Similarities go into the layers too."),
+    click.option("--relevance/--no-relevance", default=None, help="A free logit for each neighbour ('gated')."),
     click.option("--metric/--no-metric", default=None, help="Compare images after a learned linear map ('gated')."),
     click.option("--residual/--no-residual", default=None, help="Add the result to the query ('transformer')."),
     click.option("--shared/--separate", default=None, help="Weights of the two sides."),
