@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from tasks import HERE, Queries, System, load, measure, moved_captions, remember
 Floats = npt.NDArray[np.float32]
 
 
+@cache
 def commit() -> str:
-    """The commit of the sources, marked when what is measured differs from it."""
+    """The commit of the sources when the run began, marked when what is measured differs from it."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False)
