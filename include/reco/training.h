@@ -71,10 +71,10 @@ RECO_API void validate(const TrainingConfig& config);
 /// Trains a fusion on `data` with neighbours from `memory` (k = config.fusion.k); the encoder's fingerprint is the
 /// memory's. "mean" tunes its weights and its k, config.fusion.k at most, on the training concepts; "gated" starts from
 /// such a mean and keeps its weight and sharpness. With data.held_out these are tuned on that, and the epoch is chosen
-/// by it. With validation, held-out accuracy chooses: the last epoch that is within a standard error of the best so far,
-/// the untrained start among them. Accuracy is the mean of that with clean and that with disturbed neighbours, over
-/// 4,096 concepts at most; where disturbance leaves nothing true to be found, CLIP's own answer counts as right. Same
-/// seed, threads and machine: same weights, resumed or not.
+/// by it. With validation, held-out accuracy chooses: the last epoch that is within a standard error of the best so
+/// far, the untrained start among them. Accuracy is the mean of that with clean and that with disturbed neighbours,
+/// over 4,096 concepts at most; where disturbance leaves nothing true to be found, CLIP's own answer counts as right.
+/// Same seed, threads and machine: same weights, resumed or not.
 ///
 /// Neighbours are searched once, before the first step: 12 k bytes a pair and side, held in memory, or in `neighbors`
 /// where that is given, or else, until training is done, in a folder beside `checkpoint` (its name and ".neighbors").
