@@ -82,12 +82,13 @@ class RECO_API MemoryBase {
   virtual std::vector<std::string> metadata(std::span<const std::int64_t> rows) const = 0;  ///< JSON; -1 gives ""
   virtual MemoryRow get(const std::string& key) const = 0;  ///< throws Error if the key is not there
 
-  /// Appends pairs, [n, dim] each, whose keys are not there yet; what is added is found by the next search. Throws Error
-  /// for shapes or words that do not fit, and keys that are there already, with nothing added. All or nothing, whatever
-  /// happens; but reco's MilvusMemory sends many pairs in several requests: when the server fails between them, some
-  /// are there, each whole, and its upsert() of all ends what was begun. The same holds for remove().
+  /// Appends pairs, [n, dim] each, whose keys are not there yet; what is added is found by the next search. Throws
+  /// Error for shapes or words that do not fit, and keys that are there already, with nothing added. All or nothing,
+  /// whatever happens; but reco's MilvusMemory sends many pairs in several requests: when the server fails between
+  /// them, some are there, each whole, and its upsert() of all ends what was begun. The same holds for remove().
   virtual void add(const MatrixView& image_embeddings, const MatrixView& text_embeddings, const RowInfo& info) = 0;
-  virtual void remove(std::span<const std::string> keys) = 0;  ///< throws Error, with nothing removed, if a key is not there
+  /// Throws Error, with nothing removed, if a key is not there.
+  virtual void remove(std::span<const std::string> keys) = 0;
 
  protected:
   MemoryBase() = default;                              ///< for implementations
