@@ -7,16 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from reco._core import Error, average_prompts, blend, classify, prompts, vote
 from reco.model import Model
-
-if TYPE_CHECKING:
-    from reco.types import ExcludeKeys
 
 Floats = npt.NDArray[np.float32]
 
@@ -117,14 +114,7 @@ class Votes:
     sharpness: float = 10.0
     weight: float = 0.5
 
-    def scores(
-        self,
-        model: Model,
-        images: Floats,
-        classes: Floats,
-        classnames: Sequence[str],
-        exclude_keys: ExcludeKeys | None = None,
-    ) -> Floats:
+    def scores(self, model: Model, images: Floats, classes: Floats, classnames: Sequence[str]) -> Floats:
         """Probability of each class: float32 [n, classes].
 
         Parameters
@@ -136,18 +126,15 @@ class Votes:
         classes : float32 array [classes, dim]
             Unit rows.
         classnames : list of str
-        exclude_keys : optional
-            Keys that are not to be found, as in Memory.search.
         """
-        found = model.memory.search(images, self.k, exclude_keys=exclude_keys, partners=False)
+        found = model.memory.search(images, self.k, partners=False)
         told: Any = found.captions
         if self.field is not None:
             told = [[(metadata or {}).get(self.field) for metadata in row] for row in found.metadata]
         place = {name: i for i, name in enumerate(classnames)}
         labels = np.array([[place.get(name, -1) for name in row] for row in told]).reshape(found.scores.shape)
         votes = vote(found.scores, labels, len(classnames), self.sharpness)
-        refined = model.refine_images(images, exclude_keys=exclude_keys)
-        return blend(refined @ classes.T, votes, model.clip.logit_scale, self.weight)
+        return blend(model.refine_images(images) @ classes.T, votes, model.clip.logit_scale, self.weight)
 
 
 def zero_shot(
